@@ -1,0 +1,1 @@
+"""The stages of a fusion, one module each, and the formats between them."""
