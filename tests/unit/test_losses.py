@@ -116,7 +116,9 @@ def test_rows_without_a_source_position_leave_the_sum():
     ids_RK[:], scores_RK[:] = -1, -torch.inf
     teacher = corrected_teacher(ids_RK, scores_RK, tail_R, 1.0, "kl", V)
     _, fuse = fusion_loss_(logits_RV, gold_R, teacher, 0.0, 1.0)
-    assert teacher.weight_R.sum() == 0 and fuse == 0 and logits_RV.abs().max() == 0
+    assert teacher.weight_R.sum() == 0
+    assert fuse == 0
+    assert logits_RV.abs().max() == 0
 
 
 @pytest.mark.parametrize("gap", [50.0, 95.0, 1e4])
@@ -127,7 +129,8 @@ def test_a_model_that_gives_the_tail_nothing_still_has_a_finite_loss_and_gradien
         torch.arange(K)[None], torch.full((1, K), 0.2).log(), torch.tensor([0.2]), 1.0, "ce", V
     )
     _, fuse = fusion_loss_(logits_RV, torch.tensor([0]), teacher, 0.5, 0.5)
-    assert torch.isfinite(fuse) and torch.isfinite(logits_RV).all()
+    assert torch.isfinite(fuse)
+    assert torch.isfinite(logits_RV).all()
 
 
 def test_the_gradient_of_a_row_sums_to_nothing():

@@ -54,8 +54,8 @@ def published_teacher(
     return Teacher(
         *_slots(ids_RK, kept_RK),
         probs_RK.float(),
-        torch.zeros(len(ids_RK)),
-        _negentropy(probs_RK).sum(-1) if loss == "kl" else torch.zeros(len(ids_RK)),
+        _zeros(ids_RK),
+        _negentropy(probs_RK).sum(-1) if loss == "kl" else _zeros(ids_RK),
         kept_RK.any(-1).float(),
     )
 
@@ -71,8 +71,8 @@ def corrected_teacher(
     """Kept log-probabilities as they are, everything else in one tail; fp32 throughout.
 
     `tail_R` is the mass outside the kept ids (unmapped mass included); the mass of a kept id at or beyond
-    `vocabulary` (padding rows of an embedding) joins it. A temperature other than 1 renormalises the kept ids,
-    for a tail has no second temperature. A row with no kept id at all has weight 0.
+    `vocabulary` (padding rows of an embedding) joins it. A temperature other than 1 renormalises the kept
+    ids, for a tail has no second temperature. A row with no kept id at all has weight 0.
     """
     stored_RK = ids_RK >= 0
     kept_RK = stored_RK & (ids_RK < vocabulary)
@@ -83,8 +83,8 @@ def corrected_teacher(
         tail_R = tail_R.float() + beyond_RK.sum(-1)
     else:
         probs_RK = torch.softmax(logprobs_RK / temperature, dim=-1).masked_fill(~kept_RK, 0)
-        tail_R = torch.zeros(len(ids_RK))
-    entropy_R = torch.zeros(len(ids_RK))
+        tail_R = _zeros(ids_RK)
+    entropy_R = _zeros(ids_RK)
     if loss == "kl":
         entropy_R = _negentropy(probs_RK).sum(-1) + _negentropy(tail_R)
     weight_R = stored_RK.any(-1).float()
@@ -102,6 +102,10 @@ def _slots(ids_RK: torch.Tensor, kept_RK: torch.Tensor) -> tuple[torch.Tensor, t
     used_RK = kept_RK.clone()
     used_RK[:, :1] |= none_R1
     return torch.where(kept_RK, ids_RK, fill_R1).long(), used_RK
+
+
+def _zeros(ids_RK: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(ids_RK), device=ids_RK.device)
 
 
 def _negentropy(probs: torch.Tensor) -> torch.Tensor:

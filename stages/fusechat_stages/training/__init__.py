@@ -1,0 +1,1 @@
+"""The training loop of stage fuse: batches, head and loss in chunks, FSDP2, checkpoints, ranks."""
