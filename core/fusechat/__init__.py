@@ -1,1 +1,1 @@
-"""The vocabulary that the operator and a laptop share: spec, addresses, plan, store, runner. No torch, no kopf."""
+"""What the operator and a laptop share: spec, addresses, plan, store, runner. No torch, no kopf."""

@@ -2,7 +2,8 @@
 
 A selection, never copied rows. Per block `block-00000.json`: {"kept": [position in the block], "dropped":
 {reason: [position]}}. A pair is judged on its own, so that a new source leaves the other pairs alone.
-params: {"profile", "minRows"}. inputs: pivot (extract), aligned (align).
+params: {"profile"}. inputs: pivot (extract), aligned (align), and with `filter.commonRows` the other sources'
+aligned rows as common.0, common.1, ...: then a sample is kept only if every source can be used on it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fusechat_stages.shards import Aligned
 
 VERSION = 1
 
-NOT_FINITE, NO_ROWS, NO_SOURCE = "notFinite", "noRows", "notInSource"
+NOT_FINITE, NO_ROWS, NO_SOURCE, NOT_COMMON = "notFinite", "noRows", "notInSource", "notCommon"
 
 
 def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> None:
@@ -27,7 +28,10 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
     names = [name for name in inputs["aligned"].names() if name.startswith("block-")]
     for block in out.blocks(len(names)):
         aligned = shards.read_aligned(inputs["aligned"].path(shards.block_name(block)))
-        reasons = judge(aligned, min_rows=int(params.get("minRows", 1)))
+        reasons = judge(aligned)
+        for role in sorted(name for name in inputs if name.startswith("common.")):
+            other = judge(shards.read_aligned(inputs[role].path(shards.block_name(block))))
+            reasons = np.where((reasons == "") & (other != ""), NOT_COMMON, reasons)
         kept = np.flatnonzero(reasons == "")
         dropped = {str(r): np.flatnonzero(reasons == r).tolist() for r in np.unique(reasons) if r}
         path = out.folder / shards.block_name(block, "json")
@@ -46,7 +50,7 @@ def summarise(sums: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def judge(aligned: Aligned, *, min_rows: int = 1) -> np.ndarray:
+def judge(aligned: Aligned) -> np.ndarray:
     """The reason each sample is dropped for, "" where it is kept: str[S].
 
     A sample that only one side has carries no row or only empty ones; a metric or a score that is not
@@ -59,7 +63,7 @@ def judge(aligned: Aligned, *, min_rows: int = 1) -> np.ndarray:
     finite_S = np.isfinite(aligned.ce_pivot) & np.isfinite(aligned.ce_source)
     used_S = _per_sample(used_R, aligned.row_offsets)
     bad_S = _per_sample(bad_R & used_R, aligned.row_offsets) > 0
-    conditions = [rows_S == 0, used_S < min_rows, bad_S | ~finite_S]
+    conditions = [rows_S == 0, used_S == 0, bad_S | ~finite_S]
     return np.select(conditions, [NO_ROWS, NO_SOURCE, NOT_FINITE], default="")
 
 

@@ -1,0 +1,465 @@
+"""The runner for a machine with no cluster: progress -> processes running `launch.argv`.
+
+Called by cli. Every decision is progress.py's, every artifact the store's; what is kept here is which
+processes run. Stopped at any moment it leaves nothing half done: artifacts are published whole, and the
+next run finds them. Knows no stage and no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fusechat import launch
+from fusechat.errors import FusechatError, TemporaryFailure, Unavailable, UsageError
+from fusechat.plan import Plan, Step, plan, report_step, resolve_step
+from fusechat.processes import HEAVY, Process, Processes, wait_any
+from fusechat.progress import Observed, State, decide, needed
+from fusechat.spec import FusionRun
+from fusechat.store import Manifest, Store
+
+RETRIED_CODES = frozenset({69, 75, 143})
+GRACE_SECONDS = 30.0
+TICK_SECONDS = 0.2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this machine runs a plan: `slots` steps at a time, each with `threads`; `home` holds logs."""
+
+    home: Path
+    slots: int
+    threads: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `exit_code` 0 and the plan's states, or what went wrong in one sentence."""
+
+    exit_code: int
+    message: str
+    plan: Plan | None
+    observed: Mapping[str, Observed]
+    report: Path | None = None
+    seconds: float = 0.0
+    record: Mapping[str, Any] | None = None
+
+
+class Watcher(Protocol):
+    """Who shows a run to a person; all calls come from the runner's own thread."""
+
+    def planned(self, plan: Plan, cached: Sequence[str], missing: Sequence[str]) -> None: ...
+    def started(self, step: Step) -> None: ...
+    def moved(self, running: Mapping[str, Mapping[str, Any]]) -> None: ...
+    def ended(self, step: Step, observed: Observed, seconds: float) -> None: ...
+    def said(self, sentence: str) -> None: ...
+
+
+class Server(Protocol):
+    """The S3 service under the store, if the runner started it."""
+
+    def ensure(self) -> None: ...
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came."""
+
+
+class Runner:
+    """One run of one FusionRun. `run()` may be called once."""
+
+    def __init__(
+        self,
+        run: FusionRun,
+        store: Store,
+        settings: Settings,
+        watcher: Watcher,
+        server: Server | None = None,
+        forget: frozenset[str] = frozenset(),
+    ) -> None:
+        self._run, self._store, self._settings = run, store, settings
+        self._watcher, self._server, self._forget = watcher, server, forget
+        self._uid = run.metadata.uid or run.metadata.name
+        self._folder = settings.home / "runs" / run.metadata.name
+        self._processes = Processes(settings.environment, settings.threads)
+        self._active: list[Process] = []
+        self._codes: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+        self._attempts: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._replanned: set[str] = set()
+        self._started = time.time()
+        self._manifests: dict[str, Manifest] = {}
+        self.observed: dict[str, Observed] = {}
+
+    def run(self) -> Outcome:
+        """Carry the plan out. Never raises for what happens to a step."""
+        begun = time.monotonic()
+        made: Plan | None = None
+        try:
+            with _signals():
+                made = self._plan()
+                code, message = self._carry_out(made)
+                report = self._report(made) if code == 0 else None
+        except Interrupted:
+            self._stop_all()
+            code, message, report = 130, "stopped; run the same command again to go on from here", None
+        except FusechatError as error:
+            self._stop_all()
+            code, message, report = error.exit_code, str(error), None
+        finally:
+            self._kill_all()
+        record = self._safe_record(made)
+        return Outcome(code, message, made, self.observed, report, time.monotonic() - begun, record)
+
+    def _safe_record(self, made: Plan | None) -> dict[str, Any] | None:
+        """The record even when the store is gone: it is what tells a person where the run stands."""
+        try:
+            return self.record(made) if made else None
+        except FusechatError:
+            return None
+
+    def _plan(self) -> Plan:
+        made = plan(self._run)
+        if made.unpinned:
+            nonce = f"{self._uid}-{uuid.uuid4()}"
+            step = resolve_step(self._run, nonce, made.unpinned)
+            self.observed = {step.name: Observed()}
+            code, message = self._carry_out(Plan(made.run, made.uid, made.generation, made.profile, (step,)))
+            if code:
+                raise _ended(code, message)
+            pins = self._manifests.pop(step.name).metrics["pins"]
+            made = plan(self._run, pins)
+        for name in sorted(self._forget):
+            address = _known(made, name).address
+            self._asked(partial(forget, self._store, str(address)))
+        missing = needed(made, lambda step: self._probe(step) is not None)
+        cached = [step.name for step in made.steps if step.name not in missing]
+        self.observed = {
+            name: Observed(State.CACHED, self._manifests[name].metrics)
+            for name in cached
+            if name in self._manifests
+        } | {name: Observed() for name in missing}
+        if any(made.step(name).stage in HEAVY for name in missing):
+            self._processes.preload()
+        self._watcher.planned(made, cached, sorted(missing))
+        refs = {"addresses": sorted({s.address for s in made.steps if s.address}), "run": made.run}
+        self._persist(f"refs/local-{socket.gethostname()}/{self._uid}.json", {**refs, "at": time.time()})
+        return made
+
+    def _probe(self, step: Step) -> Manifest | None:
+        """The verified manifest of a step's artifact, or None."""
+        assert step.address
+        found = self._asked(lambda: self._store.manifest(str(step.address)))
+        if found is None or self._asked(lambda: self._store.verify(found)):
+            return None
+        self._manifests[step.name] = found
+        return found
+
+    def _carry_out(self, made: Plan) -> tuple[int, str]:
+        gates = _gates(self._run)
+        while True:
+            self._reap(made)
+            ready = {n: o for n, o in self.observed.items() if self._not_before.get(n, 0) <= time.monotonic()}
+            held = {n: replace(o, state=State.RUNNING) for n, o in self.observed.items() if n not in ready}
+            decision = decide(made, {**ready, **held}, slots=self._settings.slots + len(held), gates=gates)
+            for step in decision.start:
+                self._start(made, step)
+            if decision.outcome == "Succeeded":
+                return 0, ""
+            if decision.outcome == "Failed":
+                codes = [
+                    o.exit_code for o in self.observed.values() if o.state is State.FAILED and o.exit_code
+                ]
+                return (codes[0] if codes else 65), decision.message
+            self._watcher.moved(self._moving())
+            self._wait()
+
+    def _start(self, made: Plan, step: Step) -> None:
+        self._make_room_for_stale(made, step)
+        self.observed[step.name] = replace(self.observed[step.name], state=State.RUNNING)
+        self._attempts[step.name] = self._attempts.get(step.name, 0) + 1
+        self._codes[step.name] = []
+        self._seconds.setdefault(step.name, 0.0)
+        shards = min(step.shards, self._settings.slots)
+        for index in range(shards):
+            told = launch.Launch(
+                step.stage,
+                step.version,
+                str(step.address),
+                self._store.uri,
+                step.params,
+                made.input_addresses(step),
+                made.profile,
+                (index, shards),
+                step.runtime,
+            )
+            folder = self._folder / "work" / f"{step.name}-{index}"
+            log = self._folder / "logs" / f"{step.name}{f'-{index}' if shards > 1 else ''}.log"
+            started = self._processes.start((step.name, index), step.stage, launch.argv(told), folder, log)
+            self._active.append(started)
+        self._watcher.started(step)
+
+    def _make_room_for_stale(self, made: Plan, step: Step) -> None:
+        """A manifest that this run could not use (files gone, or made of other inputs) is set aside."""
+        address = str(step.address)
+        found = self._asked(lambda: self._store.manifest(address))
+        if found and self._asked(lambda: self._store.verify(found)):
+            self._asked(lambda: self._store.withdraw(address))
+        elif found and self._stale(made, step, found):
+            self._asked(lambda: forget(self._store, address))
+
+    def _stale(self, made: Plan, step: Step, found: Manifest) -> bool:
+        """Whether an input was made anew by this run with other bytes than the artifact was made of."""
+        for role, name in step.inputs.items():
+            before = found.inputs.get(role)
+            fresh = self._manifests.get(name) if self._state(name) is State.DONE else None
+            if (
+                before
+                and fresh
+                and before.digest != fresh.digest
+                and made.step(name).address == before.address
+            ):
+                return True
+        return False
+
+    def _reap(self, made: Plan) -> None:
+        for process in [p for p in self._active if p.exit_code() is not None]:
+            self._active.remove(process)
+            name, _ = process.key
+            code, summary = int(process.exit_code() or 0), process.read("summary")
+            self._codes[name].append(code)
+            self._seconds[name] += time.monotonic() - process.started
+            process.close()
+            if code:
+                for other in self._active:
+                    if other.key[0] == name:
+                        other.stop(signal.SIGTERM)
+                if self.observed[name].exit_code in (None, 0, 143):
+                    self.observed[name] = replace(
+                        self.observed[name], exit_code=code, error=str(summary.get("error") or _death(code))
+                    )
+            if not any(p.key[0] == name for p in self._active):
+                self._settle(made, made.step(name))
+
+    def _settle(self, made: Plan, step: Step) -> None:
+        """All processes of a step have ended: published, failed, or to be tried again."""
+        seen = self.observed[step.name]
+        if not any(self._codes[step.name]):
+            if self._probe(step):
+                metrics = self._manifests[step.name].metrics
+                seen = Observed(State.DONE, metrics, seen.failures)
+                self._mark_stale_hits(made, step)
+            else:
+                seen = replace(seen, state=State.PENDING, failures=seen.failures + 1, exit_code=None)
+                if seen.failures > self._run.spec.retries.infrastructure:
+                    seen = replace(
+                        seen, state=State.FAILED, exit_code=70, error="it ended without an artifact"
+                    )
+        else:
+            seen = self._after_failure(made, step, seen)
+        self.observed[step.name] = seen
+        self._watcher.ended(step, seen, self._seconds[step.name])
+
+    def _after_failure(self, made: Plan, step: Step, seen: Observed) -> Observed:
+        code = seen.exit_code or 70
+        if code == 66 and step.name not in self._replanned:
+            self._replanned.add(step.name)
+            self._forget_missing_inputs(made, step)
+            return replace(seen, state=State.PENDING, exit_code=None)
+        retries = self._run.spec.retries
+        budget = retries.disruption if code < 0 or code == 143 else retries.infrastructure
+        if (code in RETRIED_CODES or code < 0) and seen.failures < budget:
+            if self._server:
+                self._server.ensure()
+            self._not_before[step.name] = time.monotonic() + min(60.0, 0.5 * 2**seen.failures)
+            self._watcher.said(f"{step.name}: {seen.error}; it is tried again")
+            return replace(seen, state=State.PENDING, failures=seen.failures + 1, exit_code=None)
+        return replace(seen, state=State.FAILED, failures=seen.failures + 1)
+
+    def _forget_missing_inputs(self, made: Plan, step: Step) -> None:
+        """A stage did not find an input that was a hit: it is made again, with what it needs itself."""
+        for name in dict.fromkeys(step.inputs.values()):
+            source = made.step(name)
+            if self._probe(source) is None:
+                self._manifests.pop(name, None)
+                self.observed[name] = Observed()
+                self._forget_missing_inputs(made, source)
+
+    def _mark_stale_hits(self, made: Plan, step: Step) -> None:
+        for successor in made.successors(step.name):
+            found = self._manifests.get(successor.name)
+            if self._state(successor.name) is State.CACHED and found and self._stale(made, successor, found):
+                self.observed[successor.name] = Observed()
+                for name in dict.fromkeys(successor.inputs.values()):
+                    if name not in self.observed:
+                        self.observed[name] = Observed(
+                            State.CACHED if self._probe(made.step(name)) else State.PENDING
+                        )
+
+    def _state(self, name: str) -> State | None:
+        return self.observed[name].state if name in self.observed else None
+
+    def _moving(self) -> dict[str, dict[str, Any]]:
+        """Progress of each running step, summed over its processes."""
+        found: dict[str, dict[str, Any]] = {}
+        for process in self._active:
+            seen = process.read("progress")
+            total = found.setdefault(process.key[0], {**seen, "done": 0.0, "total": 0.0})
+            total["done"] += seen.get("done", 0)
+            total["total"] += seen.get("total", 0)
+        return found
+
+    def _wait(self) -> None:
+        wait_any(self._active, TICK_SECONDS)
+
+    def _report(self, made: Plan) -> Path | None:
+        self._persist(f"runs/{made.uid}.json", self.record(made))
+        step = report_step(made, f"{self._uid}-{uuid.uuid4()}")
+        kept = self.observed
+        self.observed = {step.name: Observed()}
+        code, message = self._carry_out(replace(made, steps=(step,)))
+        self.observed = kept
+        if code:
+            self._watcher.said(f"the report was not made: {message}")
+            return None
+        manifest = self._manifests.pop(step.name)
+        target = self._folder / "report.html"
+        for entry in manifest.files:
+            self._store.download(entry, self._folder / entry.name)
+        return target if target.exists() else None
+
+    def record(self, made: Plan) -> dict[str, Any]:
+        """What the report and `fusechat status` read: every step with its state, time and metrics."""
+        for step in made.steps:
+            if step.name not in self._manifests and step.address:
+                self._probe(step)
+        return {
+            "run": made.run,
+            "uid": made.uid,
+            "profile": made.profile,
+            "generation": made.generation,
+            "startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
+            "seconds": time.time() - self._started,
+            "store": self._store.uri,
+            "steps": [self._step_record(step) for step in made.steps],
+        }
+
+    def _step_record(self, step: Step) -> dict[str, Any]:
+        seen = self.observed.get(step.name, Observed(State.CACHED))
+        found = self._manifests.get(step.name)
+        return {
+            "name": step.name,
+            "stage": step.stage,
+            "source": step.source,
+            "address": step.address,
+            "state": "Succeeded" if seen.state in (State.CACHED, State.DONE) else str(seen.state),
+            "cached": seen.state is State.CACHED,
+            "seconds": round(self._seconds.get(step.name, 0.0), 3),
+            "attempts": self._attempts.get(step.name, 0),
+            "error": seen.error,
+            "inputs": dict(step.inputs),
+            "subject": {"kind": step.subject.kind, "name": step.subject.name} if step.subject else None,
+            "params": dict(step.params),
+            "metrics": dict(found.metrics) if found else dict(seen.metrics),
+        }
+
+    def _persist(self, key: str, value: dict[str, Any]) -> None:
+        self._asked(lambda: self._store.put_json(key, value))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """A question to the store; a server of ours that died is started again, a slow one waited for."""
+        for pause in (0.5, 1.0, 2.0, 4.0):
+            try:
+                return question()
+            except (Unavailable, TemporaryFailure):
+                if self._server:
+                    self._server.ensure()
+                time.sleep(pause)
+        return question()
+
+    def _stop_all(self) -> None:
+        """SIGTERM, and the time to save a checkpoint; a second signal ends the wait."""
+        for process in self._active:
+            process.stop(signal.SIGTERM)
+        try:
+            with _signals():
+                until = time.monotonic() + GRACE_SECONDS
+                while any(p.exit_code() is None for p in self._active) and time.monotonic() < until:
+                    wait_any([p for p in self._active if p.exit_code() is None], TICK_SECONDS)
+        except Interrupted:
+            pass
+
+    def _kill_all(self) -> None:
+        for process in self._active:
+            process.stop(signal.SIGKILL)
+
+
+def forget(store: Store, address: str) -> None:
+    """Make an artifact's step run again: its manifest and its parts go, its data is left to gc."""
+    parts = [found.key for found in store.keys(f"{address}/parts/")]
+    store.delete([f"{address}/manifest.json", *parts])
+
+
+def _known(made: Plan, name: str) -> Step:
+    try:
+        return made.step(name)
+    except KeyError as error:
+        raise UsageError(str(error.args[0])) from error
+
+
+def _gates(run: FusionRun) -> dict[str, float]:
+    gates = run.spec.gates
+    named = {
+        "keptShare": gates.kept_share,
+        "alignmentCoverage": gates.alignment_coverage,
+        "winShare": gates.win_share,
+    }
+    return {name: float(least) for name, least in named.items() if least is not None}
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"it ended with exit code {code}; its log says more"
+
+
+def _ended(code: int, message: str) -> FusechatError:
+    error = FusechatError(message)
+    error.exit_code = code  # type: ignore[misc]
+    return error
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Interrupted within the block, once each."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def default_settings(
+    home: Path, slots: int | None, threads: int | None, environment: Mapping[str, str]
+) -> Settings:
+    """One step a core, up to 8, unless told otherwise; each with its share of the cores."""
+    cores = os.cpu_count() or 1
+    taken = slots or min(cores, 8)
+    return Settings(home.absolute(), taken, threads or max(1, cores // taken), environment)
