@@ -212,17 +212,12 @@ class RunSpec(Base):
 
     @model_validator(mode="after")
     def _fill_what_follows_from_other_fields(self) -> Any:
-        """The profile's align method; the training's length and processes."""
+        """The align method is the profile's, the training's length the extraction's."""
         method: AlignMethod = "MS" if self.profile == "Published" else "Bytes"
-        gpus = self.resources.fuse.gpus if self.resources.fuse else None
-        follows = {
-            "max_length": self.fuse.max_length or self.extract.max_length,
-            "processes": self.fuse.processes or gpus or 1,
-        }
-        object.__setattr__(
-            self, "align", self.align.model_copy(update={"method": self.align.method or method})
-        )
-        object.__setattr__(self, "fuse", self.fuse.model_copy(update=follows))
+        align = self.align.model_copy(update={"method": self.align.method or method})
+        fuse = self.fuse.model_copy(update={"max_length": self.fuse.max_length or self.extract.max_length})
+        object.__setattr__(self, "align", align)
+        object.__setattr__(self, "fuse", fuse)
         return self
 
 

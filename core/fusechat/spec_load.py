@@ -6,6 +6,7 @@ a key given twice is an error) and remembers each field's line. Knows no field b
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,7 @@ def _float(text: str) -> float:
 def read(model: type[M], source: str | Path | Mapping[str, Any], base: Path | None) -> M:
     """A checked `model`. Raises ValueError; FileNotFoundError's case is a ValueError too."""
     if isinstance(source, Mapping):
-        data, lines, folder = dict(source), Where({}), base
+        data, lines, folder = copy.deepcopy(dict(source)), Where({}), base
     else:
         text, name, folder = _text(source, base)
         data, lines = _parse(text, name, model.__name__)

@@ -56,9 +56,6 @@ class Align(Base):
 class Filter(Base):
     """Which samples reach the training."""
 
-    min_rows: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
-        1, description="Least rows with a distribution of the source that a sample must have to be kept."
-    )
     common_rows: bool = Field(
         False,
         description="Keep only samples that every source has. Joins all sources: a new one recomputes all.",
