@@ -82,7 +82,8 @@ def test_the_api_servers_object_is_read_with_its_metadata_and_without_its_status
 
 def test_reading_does_not_change_what_was_handed_over():
     data = {"apiVersion": "fusechat.io/v1alpha1", "kind": "FusionRun", "metadata": {"name": "a"},
-            "status": {}, "spec": {"pivot": {"name": "p", "uri": "file://p"}, "sources": [{"name": "s", "uri": "file://s"}],
+            "status": {}, "spec": {"pivot": {"name": "p", "uri": "file://p"},
+                     "sources": [{"name": "s", "uri": "file://s"}],
                      "dataset": {"uri": "file://d"}}}  # fmt: skip
     load(data, base=Path("/x"))
     assert data["spec"]["pivot"]["uri"] == "file://p"
