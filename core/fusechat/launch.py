@@ -66,9 +66,9 @@ def parse(arguments: Sequence[str]) -> Launch:
             raise ValueError(
                 f"unknown argument {name}, expected one of {', '.join('--' + n for n in _READERS)}"
             )
-    if missing := [name for name in ("version", "address", "store", "params") if name not in values]:
-        raise ValueError(f"missing argument --{missing[0]}")
     read = {name: _READERS[name](value) for name, value in values.items()}
+    if missing := [name for name in ("version", "address", "store", "params") if name not in read]:
+        raise ValueError(f"missing argument --{missing[0]}")
     return Launch(stage=arguments[0], inputs=inputs, **read)
 
 

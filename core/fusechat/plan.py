@@ -100,7 +100,7 @@ class Plan:
         ]
         read = {name for step in self.steps for name in step.inputs.values()}
         ends = [step for step in self.steps if step.name not in read and step.stage != "report"]
-        return tuple(dict.fromkeys([*ends, *fused]))
+        return tuple({step.name: step for step in [*ends, *fused]}.values())
 
     def input_addresses(self, step: Step) -> dict[str, str]:
         """Addresses of a step's inputs by role; all are known once the step's own is."""
