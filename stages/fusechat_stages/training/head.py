@@ -2,22 +2,22 @@
 
 `Fusion` is what the loop trains and what FSDP shards at its root: backbone, head and loss run in its forward,
 for a head called from outside of it would see sharded parameters. The [rows, V] logits never exist whole:
-each chunk's gradient is computed where its loss is (in closed form, by `numerics.losses`) and the chunk freed.
+each gradient is computed where its loss is (in closed form, by `numerics.losses`), then the chunk is freed.
 
-Knows the shape of a transformers causal model (a backbone under `base_model_prefix`, a head in `forward`) and
-no family of them: soft-caps and logit scales are kept because the model's own forward computes every chunk.
+Knows no family of models: soft-caps and logit scales are kept because the model's own forward computes every
+chunk (`models.head_logits`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusechat_stages.numerics.losses import Teacher, fusion_loss_, lm_loss_
+from fusechat_stages import models
+from fusechat_stages.numerics.losses import fusion_loss_, lm_loss_
 from fusechat_stages.training.batches import Batch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -34,26 +34,16 @@ class Fusion(nn.Module):
         self.model = model
         self.chunk_elements = chunk_elements
 
-    @property
-    def backbone(self) -> nn.Module:
-        return getattr(self.model, self.model.base_model_prefix)
-
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """loss: float32 scalar, already scaled; sums: float32[2], LM and fusion summed over the rows."""
-        hidden_BTH = self.backbone(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
+        hidden_BTH = models.hidden_states(self.model, batch.input_ids_BT)
         hidden_RH = hidden_BTH.flatten(0, 1).index_select(0, batch.rows_R)
         chunk = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
-        parameters = head_parameters(self.model, self.backbone)
+        parameters = head_parameters(self.model, models.backbone(self.model))
         return _HeadLoss.apply(hidden_RH, self._head, batch, chunk, *parameters)
 
     def _head(self, hidden_CH: torch.Tensor) -> torch.Tensor:
-        return head_logits(self.model, hidden_CH)
-
-
-def head_logits(model: nn.Module, hidden_CH: torch.Tensor) -> torch.Tensor:
-    """Logits [C, V] of final hidden states [C, H], by the model's own forward with its backbone set aside."""
-    with _given(model, hidden_CH.unsqueeze(0)):
-        return model.forward(inputs_embeds=hidden_CH.unsqueeze(0), use_cache=False).logits[0]
+        return models.head_logits(self.model, hidden_CH)
 
 
 def head_parameters(model: nn.Module, backbone: nn.Module) -> list[nn.Parameter]:
@@ -64,41 +54,6 @@ def head_parameters(model: nn.Module, backbone: nn.Module) -> list[nn.Parameter]
             found |= {id(p): p for p in child.parameters()}
     found |= {id(p): p for p in model.parameters(recurse=False)}
     return list(found.values())
-
-
-class _Output:
-    """A backbone's output of which only the hidden states matter: caches, router logits and such are None."""
-
-    def __init__(self, hidden_1CH: torch.Tensor) -> None:
-        self.last_hidden_state = hidden_1CH
-
-    def __getitem__(self, index: int) -> torch.Tensor | None:
-        return self.last_hidden_state if index == 0 else None
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-class _Given(nn.Module):
-    """Stands in for a backbone whose output is known already."""
-
-    def __init__(self, hidden_1CH: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden_1CH = hidden_1CH
-
-    def forward(self, *_: Any, **__: Any) -> _Output:
-        return _Output(self.hidden_1CH)
-
-
-@contextmanager
-def _given(model: nn.Module, hidden_1CH: torch.Tensor) -> Iterator[None]:
-    name = model.base_model_prefix
-    backbone = model._modules[name]
-    model._modules[name] = _Given(hidden_1CH)
-    try:
-        yield
-    finally:
-        model._modules[name] = backbone
 
 
 class _HeadLoss(torch.autograd.Function):

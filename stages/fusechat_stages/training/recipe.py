@@ -31,6 +31,7 @@ BOUNDS = {
     "maxGradNorm": (0.0, 1e9),
     "microBatch": (1, 1 << 20),
     "processes": (1, 4096),
+    "nodes": (1, 4096),
     "checkpointSeconds": (0.0, 1e9),
 }
 
@@ -57,7 +58,7 @@ class Recipe:
     dtype: str = "bfloat16"
     maxGradNorm: float = 1.0
     microBatch: int = 4
-    """Samples whose rows are averaged together: profile Published only, whose loss is a mean of such means."""
+    """Samples whose rows are averaged together: of profile Published only, whose loss is a mean of means."""
 
     @classmethod
     def read(cls, params: Mapping[str, Any], runtime: Mapping[str, Any]) -> Self:
@@ -90,6 +91,8 @@ class Means:
     """How the work is done: changes no value beyond rounding, and is not part of the address."""
 
     processes: int = 1
+    """Ranks on each machine."""
+    nodes: int = 1
     microBatch: int = 4
     """Samples of `maxLength` that fit the memory at once; shorter ones share the same token budget."""
     tokensPerBatch: int = 0
