@@ -68,8 +68,8 @@ def place(uri: str, endpoint: str | None, region: str | None, environ: Mapping[s
     return Place(parts.netloc, parts.path.strip("/"), found, where)
 
 
-def connect(place: Place) -> S3Client:
-    """A client of that place with its own credentials from boto3's chain. Sends nothing yet."""
+def connect(place: Place, credentials: tuple[str, str] | None = None) -> S3Client:
+    """A client of that place; without (key id, secret) boto3 finds its credentials."""
     import boto3
     import botocore.session
     from botocore.config import Config
@@ -86,8 +86,9 @@ def connect(place: Place) -> S3Client:
     )
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
+    key_id, secret = credentials or (None, None)
     with explained(place, "connecting"):
-        return boto3.session.Session(botocore_session=session).client(
+        return boto3.session.Session(key_id, secret, botocore_session=session).client(
             "s3", endpoint_url=place.endpoint, region_name=place.region, config=config
         )
 
