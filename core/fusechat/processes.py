@@ -44,13 +44,15 @@ class Process:
         return int(self.forked.sentinel) if self.forked else self._pidfd
 
     _pidfd: int = -1
+    _code: int | None = None
 
     def exit_code(self) -> int | None:
         """None while it runs; a signal's death is negative."""
-        if self.forked:
-            return self.forked.exitcode  # type: ignore[no-any-return]
-        assert self.spawned
-        return self.spawned.poll()
+        if self._code is None:
+            self._code = (
+                self.forked.exitcode if self.forked else self.spawned.poll() if self.spawned else None
+            )
+        return self._code
 
     def stop(self, how: signal.Signals) -> None:
         """Send a signal to the process, if it still runs."""
@@ -81,6 +83,8 @@ class Processes:
     def __init__(self, environment: Mapping[str, str], threads: int) -> None:
         self._environment = {**environment, **{name: str(threads) for name in _THREADS}}
         self._context: Any = None
+        self._forked: list[Process] = []
+        self._warm = False
 
     def start(self, key: Any, stage: str, arguments: Sequence[str], folder: Path, log: Path) -> Process:
         """One process of `stage`: summary and progress are in `folder`, what it prints in `log`."""
@@ -98,8 +102,15 @@ class Processes:
                 "FUSECHAT_SCRATCH": str(folder),
             },
         }
-        start = self._fork if stage in HEAVY or self._context else _spawn
+        start = self._fork if stage in HEAVY or self._is_warm() else _spawn
         return start(Process(key, folder), told)
+
+    def _is_warm(self) -> bool:
+        """Whether the server has imported torch: it has once a process that it forked is at work."""
+        self._warm = self._warm or any(
+            p.exit_code() is not None or p.read("progress") or p.read("summary") for p in self._forked
+        )
+        return self._warm
 
     def preload(self) -> None:
         """Begin to import torch in the server now, while light steps run."""
@@ -115,6 +126,8 @@ class Processes:
         self.preload()
         process.forked = self._context.Process(target=_forked, args=(dict(told),), daemon=False)
         process.forked.start()
+        if not self._warm:
+            self._forked.append(process)
         return process
 
 
