@@ -88,9 +88,20 @@ def perplexity_table(subjects: Sequence[Subject]) -> ScoreTable | None:
 
 
 def read_outcomes(lines: Iterable[str]) -> dict[str, Any]:
-    """`answers.jsonl` or `samples.jsonl` -> outcomes by id, as `Subject` wants them."""
-    records = [json.loads(line) for line in lines if line.strip()]
-    return {r["id"]: r["correct"] if "correct" in r else (r["bits"], r["bytes"]) for r in records}
+    """`answers.jsonl` or `samples.jsonl` -> outcomes by id, as `Subject` wants them.
+
+    Ids are the dataset's and need not be unique: a later record of the same id gets its place among them.
+    """
+    found: dict[str, Any] = {}
+    seen: dict[str, int] = {}
+    for line in lines:
+        if line.strip():
+            record = json.loads(line)
+            name = str(record["id"])
+            seen[name] = seen.get(name, 0) + 1
+            key = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            found[key] = record["correct"] if "correct" in record else (record["bits"], record["bytes"])
+    return found
 
 
 def render_text(table: ScoreTable) -> str:

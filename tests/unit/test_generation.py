@@ -108,6 +108,15 @@ def test_a_model_without_positions_is_asked_in_batches_of_one_length():
     assert [answer.truncated for answer in found] == [True, True, False]
 
 
+def test_an_answer_ends_with_the_context(model):
+    asked = [[5] * 3, [6] * 61, [7] * 64, [8] * 70]
+    told = {"stop_ids": (), "max_new_tokens": 8, "context": 64}
+    found = greedy(model, asked, **told, tokens_per_batch=10_000)
+    assert [len(answer.ids) for answer in found] == [8, 3, 0, 0]
+    assert all(answer.truncated for answer in found)
+    assert found == greedy(model, asked, **told, tokens_per_batch=1)
+
+
 def test_every_batch_is_reported():
     torch.manual_seed(0)
     seen = []

@@ -88,3 +88,8 @@ def test_outcomes_are_read_from_the_stage_s_files():
     answers = [json.dumps({"id": "q\u2028", "correct": True, "output": "x"}), ""]
     assert read_outcomes(answers) == {"q\u2028": True}
     assert read_outcomes([json.dumps({"id": "s", "bits": 2.5, "bytes": 4, "tokens": 1})]) == {"s": (2.5, 4)}
+
+
+def test_records_of_one_id_are_told_apart_by_their_order():
+    answers = [json.dumps({"id": i, "correct": c}) for i, c in [("a", True), ("b", True), ("a", False)]]
+    assert read_outcomes(answers) == {"a": True, "b": True, "a#2": False}
