@@ -1,7 +1,7 @@
 """How a conversation becomes text: FuseChat's eight templates, as data.
 
-Used by chat, which turns the text into ids, and by chat_own. Knows no ids. A template gives a `Script`: the answers, and the
-text that stands before each of them since the end of the answer before.
+Used by chat, which turns the text into ids, and by chat_own. Knows no ids. A template gives a `Script`: the
+answers, and the text that stands before each of them since the end of the answer before.
 """
 
 from __future__ import annotations

@@ -204,6 +204,7 @@ def _check_files(folder: Path) -> None:
 def _from_pretrained(
     folder: Path, dtype: torch.dtype, device: Any, attention: str
 ) -> tuple[Any, dict[str, Any]]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -212,7 +213,7 @@ def _from_pretrained(
     kind = attention_for(attention, dtype)
     kwargs: dict[str, Any] = {
         "dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True,
-        "low_cpu_mem_usage": True, "output_loading_info": True,
+        "ignore_mismatched_sizes": True, "output_loading_info": True,
     }  # fmt: skip
     if device is None and torch.cuda.is_available():
         kwargs["device_map"] = "auto"
@@ -227,7 +228,7 @@ def _from_pretrained(
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(folder), attn_implementation="eager", **kwargs
             )
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         if "out of memory" in str(error):
             raise
         raise ValueError(f"{folder.name}: the model cannot be loaded: {_why(folder, error)}") from error
@@ -246,14 +247,14 @@ def _why(folder: Path, error: Exception) -> str:
 
 def _check_report(folder: Path, report: dict[str, Any]) -> None:
     missing = sorted(report.get("missing_keys", ()))
-    other = sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing:
         raise ValueError(
             f"{folder.name}: {len(missing)} tensors are missing, such as {missing[0]}; fetch it whole"
         )
-    if other:
+    for name, found, expected in sorted(report.get("mismatched_keys", ()), key=str):
         raise ValueError(
-            f"{folder.name}: {len(other)} tensors have another shape than config.json says: {other[0]}"
+            f"{folder.name}: {name} has shape {list(found)}, but config.json says {list(expected)}; "
+            "take the config that belongs to the weights"
         )
 
 
