@@ -46,7 +46,7 @@ FREE_SECONDS = 5.0
 
 PATIENCE_SECONDS = (0.7, 0.7, 0.7, 20.0)
 """How long each try waits for the volumes after the server answers. A volume that knocks before the master
-leads knocks again 5 s later, and until then every object looks lost: another start takes 0.6 s."""
+leads knocks again 5 s later, and until then every object looks lost: another start takes 0.7 s."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class LocalS3:
         self.folder = folder.absolute()
         self._users: IO[bytes] | None = None
         self._state: State | None = None
+        self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalS3:
         """Unavailable, with one sentence, if there is no `weed` or it does not start."""
@@ -90,6 +91,8 @@ class LocalS3:
         with self._starting(), users, suppress(BlockingIOError):
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._stop()
+        if self._child and self._child.poll() is None:
+            self._child.returncode = 0  # others use it still: its end is not ours to wait for, nor to warn of
 
     @property
     def endpoint(self) -> str:
@@ -151,10 +154,10 @@ class LocalS3:
         for patience in PATIENCE_SECONDS:
             if not self._freed(state.port):
                 state = replace(state, port=free_ports())
-            process = self._spawn(binary, state)
-            state = replace(state, pid=process.pid)
+            self._child = self._spawn(binary, state)
+            state = replace(state, pid=self._child.pid)
             self._write(state)
-            if self._wait(process, state, patience):
+            if self._wait(self._child, state, patience):
                 self._make_bucket(state)
                 return state
         raise Unavailable(
@@ -214,14 +217,13 @@ class LocalS3:
     def _stop(self) -> None:
         """End the folder's server, if its process lives. Nothing that it acknowledged is lost (tested)."""
         state = self._read()
-        if state is None or not self._alive(state.pid):
-            return
-        os.kill(state.pid, signal.SIGKILL)
-        while self._alive(state.pid):
-            with suppress(ChildProcessError):
-                os.waitpid(state.pid, os.WNOHANG)
-            time.sleep(0.005)
-        remove_sockets(state.port)
+        if state and self._alive(state.pid):
+            os.kill(state.pid, signal.SIGKILL)
+            while self._alive(state.pid):
+                time.sleep(0.005)
+            remove_sockets(state.port)
+        if self._child and state and self._child.pid == state.pid:
+            self._child.wait()
 
     def _alive(self, pid: int) -> bool:
         """Whether the process is a server on our data: numbers of processes are used again."""
