@@ -11,7 +11,22 @@ from typing import Any
 
 import yaml
 
-WORDS = "red blue green one two three cat dog bird sky sea sun ümlaut 你好 x=1".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "one",
+    "two",
+    "three",
+    "cat",
+    "dog",
+    "bird",
+    "sky",
+    "sun",
+    "ümlaut",
+    "你好",
+    "x=1",
+]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SHAPES = {"num_key_value_heads": 2, "max_position_embeddings": 256}
 
@@ -27,7 +42,9 @@ def build(folder: Path, *, samples: int = 24, questions: int = 12) -> Path:
     _model(folder / "c", "llama", spm, 3)
     conversations = [_conversation(i) for i in range(samples)]
     (folder / "data.jsonl").write_text("".join(json.dumps(c) + "\n" for c in conversations))
-    asked = [{"id": f"q{i}", "question": f"say {WORDS[i % 9]}", "answer": WORDS[i % 9]} for i in range(questions)]
+    asked = [
+        {"id": f"q{i}", "question": f"say {WORDS[i % 9]}", "answer": WORDS[i % 9]} for i in range(questions)
+    ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in asked))
     return write_run(folder, ["a", "b"])
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _recorded(told: Launch, store: Store, stop: threading.Event) -> int:
     """One attempt with its scratch, its log and its record (`attempts/<uuid>.json`) in the store."""
-    attempt = str(uuid.uuid4())
+    attempt, started = str(uuid.uuid4()), _now()
     scratch = Path(tempfile.mkdtemp(prefix=f"fusechat-{told.stage}-", dir=os.environ.get("FUSECHAT_SCRATCH")))
     try:
         with copied_to(scratch / "log"):
@@ -72,7 +72,8 @@ def _recorded(told: Launch, store: Store, stop: threading.Event) -> int:
                 if code == 70:
                     traceback.print_exc()
                 print(f"error: {summary['error']}", file=sys.stderr, flush=True)
-        record = {"exitCode": code, "attempt": attempt, "node": platform.node(), **summary}
+        times = {"started": started, "ended": _now()}
+        record = {"exitCode": code, "attempt": attempt, "node": platform.node(), **times, **summary}
         _keep(store, told.address, attempt, record, scratch / "log")
         _say(record)
         return code
@@ -175,7 +176,7 @@ def _manifest(told: Launch, module: ModuleType, inputs: Mapping[str, Input], out
         deterministic=out.deterministic,
         libraries=_libraries(),
         attempt=out.attempt,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created=_now(),
         host={"machine": platform.machine(), "cpus": os.cpu_count(), "node": platform.node()},
     )
 
@@ -217,6 +218,10 @@ def _failure(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code, {"error": f"a worker ended with exit code {error.code}", "reason": "Worker"}
     return 70, {"error": f"{type(error).__name__}: {sentence}", "reason": "Fault"}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _bounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
