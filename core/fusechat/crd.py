@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from fusechat import reference
 from fusechat.spec import API_VERSION, KIND, FusionRun, RunSpec
-from fusechat.spec_rules import rules_on
+from fusechat.spec_rules import Rule, rules_on
 from fusechat.spec_status import Status
 
 GROUP, VERSION = API_VERSION.split("/")
@@ -110,6 +110,8 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sche
         made["enum"] = [node["const"]]
     if node.get("default") not in (None, [], {}):
         made["default"] = node["default"]
+    if "x-form" in node:
+        made |= _worded(made.pop("pattern"), node)
     if node.get("type") == "integer":
         made["format"] = "int64"
     if "items" in node:
@@ -150,8 +152,16 @@ def _one_of(node: Mapping[str, Any]) -> Schema:
         return {**branches[0], **rest}
     texts = [branch for branch in branches if branch.get("type") == "string"]
     assert (len(branches), len(texts)) == (2, 1), f"no structural form for {branches}"
-    bounds = {key: texts[0][key] for key in ("pattern", "maxLength")}
+    bounds = {key: texts[0][key] for key in ("pattern", "maxLength", "x-form")}
     return {**bounds, **rest, "x-kubernetes-int-or-string": True}
+
+
+def _worded(pattern: str, node: Mapping[str, Any]) -> Schema:
+    """A pattern as CEL, whose message has words where the API server would show the expression."""
+    rule = f"self.matches(r'{pattern}')"
+    if node.get("x-kubernetes-int-or-string"):
+        rule = f"type(self) == int || {rule}"
+    return {"x-kubernetes-validations": [{"rule": rule, "message": f"expected {node['x-form']}"}]}
 
 
 def _values(node: Mapping[str, Any]) -> Schema:
@@ -161,10 +171,14 @@ def _values(node: Mapping[str, Any]) -> Schema:
 
 
 def _cel(name: str) -> Schema:
-    rules = [
-        {"rule": rule.cel, "message": f"{rule.field}: {rule.message}"} for rule in rules_on(name) if rule.cel
-    ]
-    return {"x-kubernetes-validations": rules} if rules else {}
+    found = [_validation(rule) for rule in rules_on(name)]
+    return {"x-kubernetes-validations": found} if found else {}
+
+
+def _validation(rule: Rule) -> Schema:
+    if rule.field.startswith("metadata."):  # a fieldPath may name only what the schema does
+        return {"rule": rule.cel, "message": f"{rule.field}: {rule.message}"}
+    return {"rule": rule.cel, "message": rule.message, "fieldPath": f".{rule.field}"}
 
 
 def crd_yaml() -> str:
