@@ -1,4 +1,4 @@
-"""Benchmarks' tables: a section is replaced in place, memory is the fork's own, a failure is never a number."""
+"""Benchmarks: a section is replaced in place, memory is the fork's own, a failure is never a number."""
 
 import pytest
 
