@@ -189,11 +189,16 @@ def block_metrics(aligned: Aligned, mass_R: np.ndarray) -> dict[str, Any]:
         "mapped": int(kinds[MAPPED]),
         "oneHot": int(kinds[ONE_HOT]),
         "empty": int(kinds[EMPTY]),
-        "mass": float(mass_R.sum(dtype=np.float64)),
-        "massTail": float(aligned.tail.sum(dtype=np.float64)),
-        "massLost": float(aligned.unmapped.sum(dtype=np.float64)),
+        "mass": _total(mass_R),
+        "massTail": _total(aligned.tail),
+        "massLost": _total(aligned.unmapped),
         "sourceWins": int(wins.sum()),
     }
+
+
+def _total(values_R: np.ndarray) -> float:
+    """Sum without what is not a number: filter drops those samples, and JSON cannot hold it."""
+    return float(np.nansum(values_R, dtype=np.float64))
 
 
 def _map(method: str, inputs: Mapping[str, Input], pair: Pair, out: Output) -> None:
