@@ -42,6 +42,7 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
             f"align: method {method!r} under profile {profile!r}; expected "
             + " or ".join(f"{', '.join(names)} under {name}" for name, names in METHODS.items())
         )
+    _check_roles(op, profile, method, inputs)
     pair = Pair(_tokenizer(inputs["pivotModel"]), _tokenizer(inputs["sourceModel"]))
     if op == "map":
         _map(method, inputs, pair, out)
@@ -258,6 +259,16 @@ def _weights(name: str) -> bool:
 
 def _block_names(extract: Input) -> list[str]:
     return [name for name in extract.names() if name.startswith("block-")]
+
+
+def _check_roles(op: str, profile: str, method: str, inputs: Mapping[str, Input]) -> None:
+    needed = ["pivotModel", "sourceModel"] + (["pivot", "source"] if op != "map" else [])
+    needed += ["counts"] if op == "map" and method == "MS" else []
+    needed += ["map"] if op == "rows" and profile == "Published" and method != "EM" else []
+    if missing := [role for role in needed if role not in inputs]:
+        raise ValueError(
+            f"align: op {op} with {method} got no input {', '.join(missing)}; expected {', '.join(needed)}"
+        )
 
 
 def _check_inputs(inputs: Mapping[str, Input]) -> None:
