@@ -55,12 +55,13 @@ def test_corrected_in_bf16_is_near_the_fork(shared, tmp_path):
 
 
 def test_corrected_is_exact_arithmetic_rounded_once(shared, tmp_path):
-    """So what the bf16 bars leave open is the release's rounding, not ours."""
+    """So what the bf16 bars leave open is the release's rounding, not ours. (bf16 deltas tie in variance, and
+    which of the tied ones count moves a tensor's coefficients a little: hence 99 %.)"""
     base, ours, fork, _ = merged(shared, tmp_path, CASES[0], variant="fuseai", profile="Corrected")
     folder = shared / "golden" / "merge" / CASES[0]
     targets = [load_file(folder / f"t{j}" / "model.safetensors") for j in (1, 2, 3)]
     exact = {name: in_float64(base[name], [t[name] for t in targets], 0.1).bfloat16() for name in base}
-    assert equal_share(ours, exact) > 0.999
+    assert equal_share(ours, exact) > 0.99
     assert equal_share(fork, exact) < 0.95
 
 
