@@ -45,6 +45,7 @@ REASONS = {
     "promptIsNoPrefix": "the tokenizer's template does not continue its own generation prompt",
     "controlTokenInAnswer": "an answer contains the text of a control token",
     "unknownCharacter": "the tokenizer has no token for a character of an answer",
+    "tokenBeyondModel": "it contains a control token that the model has no embedding for",
     "tokenizerChangesText": "the tokenizer normalises an answer to other bytes",
 }
 """Why a conversation is not used: the keys under which `extract` counts what it dropped."""

@@ -21,29 +21,32 @@ from fusechat_stages.chat_templates import (
 )
 
 AUTO = "auto"
+MODELS_OWN = "model"
 SEPARATORS = ("", " ")
 PROBE = "Sixty-four"
 
 
 def find(template: str | Mapping[str, str], tokenizer: Any) -> Template | OwnTemplate:
-    """The template of a name ("auto": the tokenizer's own) or of {"name": ..., "endOfTurn": text or "{eos}"}.
+    """The template of a name ("auto": the tokenizer's own) or of {"name": ..., "endOfTurn": ...}.
 
     `endOfTurn` replaces the template's separator, as profile Published does for sources under the pivot's
-    template; "{eos}" is the tokenizer's own end token.
+    template: a text, or "model" for the tokenizer's own end token.
     """
-    name, end = (
-        (template, None) if isinstance(template, str) else (template["name"], template.get("endOfTurn"))
-    )
+    spec = {"name": template} if isinstance(template, str) else template
+    name, end = spec["name"], spec.get("endOfTurn")
+    if name == AUTO and end:
+        raise ValueError(
+            "template auto is the tokenizer's own and takes no endOfTurn; profile Published needs the pivot's "
+            f"template by name: one of {', '.join(TEMPLATES)}"
+        )
     if name == AUTO:
         return OwnTemplate.of(tokenizer)
     if name not in TEMPLATES:
         raise ValueError(f"template {name!r} is not known, expected {AUTO} or one of {', '.join(TEMPLATES)}")
-    if end == "{eos}":
+    if end == MODELS_OWN:
         end = tokenizer.eos_token
         if not end:
-            raise ValueError(
-                "endOfTurn is {eos}, but the tokenizer names no end token; give the token's text"
-            )
+            raise ValueError("endOfTurn is model, but the tokenizer names no end token; give its text")
     return replace(TEMPLATES[name], end=end) if end else TEMPLATES[name]
 
 

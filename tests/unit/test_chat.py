@@ -162,7 +162,7 @@ def test_mistral_puts_one_space_before_its_instruction_whatever_the_tokenizer_ad
 
 def test_the_separator_may_be_replaced_by_the_sources_end_token():
     tokenizer = BUILT("byte-level")
-    spec = {"name": "openchat_3.5", "endOfTurn": "{eos}"}
+    spec = {"name": "openchat_3.5", "endOfTurn": "model"}
     text = tokenizer.decode(chat.render(tokenizer, spec, conversation("Hi", "Yo"), 1000).input_ids)
     assert text == "GPT4 Correct User: Hi<|im_end|>GPT4 Correct Assistant: Yo<|im_end|>"
     assert chat.stop_ids(tokenizer, spec) == {tokenizer.eos_token_id}
@@ -225,6 +225,11 @@ def test_an_unknown_template_is_named_with_what_could_be_meant():
         ValueError, match=r"template 'llama-4' is not known, expected auto or one of openchat_3\.5"
     ):
         chat.render(BUILT("byte-level"), "llama-4", conversation("Hi", "Yo"), 10)
+
+
+def test_the_tokenizers_own_template_takes_no_other_end():
+    with pytest.raises(ValueError, match="profile Published needs the pivot's template by name"):
+        chat.render(BUILT("byte-level"), {"name": "auto", "endOfTurn": "model"}, conversation("Hi", "Yo"), 10)
 
 
 def test_a_prompt_must_end_with_the_user_and_be_writable():
