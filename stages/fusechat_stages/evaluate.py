@@ -98,7 +98,7 @@ def _ask(
 ) -> tuple[list[tuple[str, bool]], int]:
     """(output, truncated) of every question in order, and how many prompts left no room for an answer."""
     from fusechat_stages import chat
-    from fusechat_stages.chat_templates import find
+    from fusechat_stages.chat_own import find
     from fusechat_stages.generation import greedy
 
     tokenizer, total = asked.tokenizer, len(questions)
