@@ -159,17 +159,17 @@ def _difference(fused: Subject | None, other: Subject, paired: Any) -> Interval 
 def _notes(asked: Sequence[Subject]) -> tuple[str, ...]:
     found = []
     for key, words in (
-        ("empty", "empty"),
-        ("truncated", "cut at the token limit"),
-        ("tooLong", "not asked (prompt too long)"),
+        ("empty", "Empty answers, wrong unless that was expected"),
+        ("truncated", "Answers cut at the token limit"),
+        ("tooLong", "Not asked, for the prompt fills the context, and counted as wrong"),
     ):
-        if counts := [f"{s.name} {s.metrics[key]}" for s in asked if s.metrics.get(key)]:
-            found.append(f"answers {words}, counted as wrong unless they match: {', '.join(counts)}")
+        if counts := [f"{s.kind.lower()} {s.name} {s.metrics[key]}" for s in asked if s.metrics.get(key)]:
+            found.append(f"{words}: {', '.join(counts)}.")
     return tuple(found)
 
 
 def _header(table: ScoreTable) -> list[str]:
-    return ["subject", "name", table.measure, "95 %", "fused - row", "95 % (paired)", *table.columns]
+    return ["subject", "name", table.measure, "95%", "fused - row", "95% (paired)", *table.columns]
 
 
 def _cells(table: ScoreTable, row: Row) -> list[str]:

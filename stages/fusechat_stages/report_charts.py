@@ -16,6 +16,9 @@ from fusechat.intervals import Interval
 from fusechat_stages.report_html import Html, el
 from fusechat_stages.report_style import COLOURS, DASHES
 
+WIDTH, WIDE = 520, 680
+"""Pixels of a chart that stands beside another, and of one that has the page to itself."""
+
 CHARACTER = 6.6
 """Width of a character of the charts' 12 px text, for margins."""
 
@@ -70,7 +73,7 @@ def interval_chart(
     signed: bool = False,
 ) -> Html:
     """One row per name: a dot with its interval. `zero` draws the line of no difference."""
-    width, left, right, height = 680, _margin([n for n, _ in rows]), 20, 26
+    width, left, right, height = WIDTH, _margin([n for n, _ in rows]), 20, 26
     values = [v for _, i in rows for v in (i.low, i.value, i.high) if math.isfinite(v)] + [0.0] * zero
     marks = ticks(min(values, default=0.0), max(values, default=1.0), 6)
     x = Scale(marks[0], marks[-1], left, width - right)
@@ -104,7 +107,7 @@ def line_chart(
     from_zero: bool = False,
 ) -> Html:
     """Lines over a common axis, named below."""
-    width, left, right, top, bottom = 680, 64, 16, 12, 250
+    width, left, right, top, bottom = WIDTH, 58, 16, 12, 240
     shown = [Series(s.name, [p for p in s.points if all(map(math.isfinite, p))]) for s in series]
     xs = [x for s in shown for x, _ in s.points] or [0.0, 1.0]
     ys = [y for s in shown for _, y in s.points] or [0.0, 1.0]
@@ -140,7 +143,7 @@ def bar_chart(
     title: str, rows: Sequence[tuple[str, Mapping[str, float]]], parts_named: Sequence[str]
 ) -> Html:
     """Stacked shares of 1, one bar a row; a share above 6 % is written into its bar."""
-    width, left, right, height = 680, _margin([n for n, _ in rows]), 20, 30
+    width, left, right, height = WIDE, _margin([n for n, _ in rows]), 20, 30
     x = Scale(0, 1, left, width - right)
     bottom = height * len(rows) + 8
     drawn = [_vertical(x(m), 2, bottom, f"{m:.0%}") for m in (0, 0.25, 0.5, 0.75, 1)]
@@ -167,7 +170,7 @@ def bar_chart(
 def radar_chart(title: str, axes: Sequence[str], series: Sequence[tuple[str, Sequence[float]]]) -> Html:
     """Polygons over at least three axes from 0 in the middle to a round number at the rim."""
     assert len(axes) >= 3, "a radar needs three axes"
-    width, middle_x, middle_y, radius = 680, 340.0, 200.0, 150.0
+    width, middle_x, middle_y, radius = WIDTH, WIDTH / 2, 190.0, 150.0
     top = max([v for _, values in series for v in values if math.isfinite(v)], default=1.0) or 1.0
     rings = ticks(0.0, top, 4)
     scale = Scale(0.0, rings[-1], 0.0, radius)

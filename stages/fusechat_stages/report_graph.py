@@ -40,7 +40,7 @@ def column(step: StepFacts) -> str:
 
 
 def layout(steps: Sequence[StepFacts]) -> dict[str, tuple[int, float]]:
-    """Upper left corner of every step's box; within a column in the order of the mean row of its inputs."""
+    """Upper left corner of every step's box; within a column by the mean row of their inputs."""
     columns: dict[str, list[StepFacts]] = {}
     for step in steps:
         columns.setdefault(column(step), []).append(step)
@@ -50,7 +50,9 @@ def layout(steps: Sequence[StepFacts]) -> dict[str, tuple[int, float]]:
     row: dict[str, float] = {}
     places: dict[str, tuple[int, float]] = {}
     for n, name in enumerate(named):
-        members = sorted(columns[name], key=lambda step: _mean_row(step, row))
+        members = columns[name]
+        if name != "evaluate":  # the order of the score table reads better than short edges
+            members = sorted(members, key=lambda step: _mean_row(step, row))
         offset = (tallest - len(members)) / 2
         for i, step in enumerate(members):
             row[step.name] = offset + i
@@ -67,7 +69,8 @@ def _node(step: StepFacts, place: tuple[int, float]) -> Html:
     x, y = place
     failed = step.state == "Failed"
     state = "failed" if failed else ("cached" if step.cached else "")
-    short = step.name if len(step.name) <= NAME_CHARACTERS else step.name[: NAME_CHARACTERS - 1] + "…"
+    name = step.name.removeprefix(f"{column(step)}-")  # the column's head says the stage
+    short = name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…"
     said = f"{step.name}: {state_of(step)}"
     return el(
         "g",

@@ -6,7 +6,7 @@ Used by the report's sections and charts. Knows tags and tables, nothing of a ru
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 VOID = frozenset({"meta", "br", "hr", "col"})
@@ -66,9 +66,17 @@ def _text(value: object) -> str:
 
 
 def table(
-    caption: str, header: Sequence[str], rows: Iterable[Sequence[Child]], *, text_columns: int = 1
+    caption: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    text_columns: int = 1,
+    strong: Collection[int] = (),
 ) -> Html:
-    """A data table; the first column heads its row, columns after `text_columns` hold numbers."""
+    """A data table; the first column heads its row, those after `text_columns` hold numbers.
+
+    Rows numbered in `strong` stand out.
+    """
 
     def cell(i: int, value: Child) -> Html:
         shown = "" if value is None else value
@@ -79,7 +87,10 @@ def table(
     heads = [
         el("th", h, scope="col", class_="number" if i >= text_columns else None) for i, h in enumerate(header)
     ]
-    body = [el("tr", [cell(i, value) for i, value in enumerate(row)]) for row in rows]
+    body = [
+        el("tr", [cell(i, value) for i, value in enumerate(row)], class_="strong" if n in strong else None)
+        for n, row in enumerate(rows)
+    ]
     inner = [el("caption", caption), el("thead", el("tr", heads)), el("tbody", body)]
     return el("div", el("table", inner), class_="scroll")
 

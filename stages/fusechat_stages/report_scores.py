@@ -33,9 +33,7 @@ def verdict(facts: RunFacts) -> Iterator[str]:
 
 
 def limits(interval: Interval) -> str:
-    return (
-        f"95 %: {interval.low:.1%} to {interval.high:.1%}" if math.isfinite(interval.low) else "no interval"
-    )
+    return f"95%: {interval.low:.1%} to {interval.high:.1%}" if math.isfinite(interval.low) else "no interval"
 
 
 def _best(rows: Sequence[Row], kind: str) -> Row | None:
@@ -63,7 +61,7 @@ def scores(facts: RunFacts) -> Html | None:
     parts: list[Html] = [_interval_figure(made), _score_table(made)]
     if radar := _radar(made):
         parts.append(radar)
-    parts += [el("p", note) for note in made.notes]
+    parts += [el("p", note, class_="note") for note in made.notes]
     return section("Scores: exact match", parts)
 
 
@@ -86,20 +84,28 @@ def _interval_figure(made: ScoreTable) -> Html:
     better = "less is better" if made.lower_is_better else "more is better"
     first = figure(
         interval_chart(f"{made.measure} of every model", rows, f"{made.measure} ({better})", strong=fused),
-        "Dot: the measured value. Line: its 95 % interval over the questions.",
+        "Dot: the measured value. Line: its 95% interval over the questions.",
     )
     gaps = [(_label(row), row.difference) for row in made.rows if row.difference]
     if not gaps:
         return first
     second = figure(
         interval_chart("fused minus each model", gaps, "fused minus this model", zero=True, signed=True),
-        "Differences on the same questions (paired), with 95 % intervals: what crosses 0 is not decided.",
+        "Differences on the same questions (paired), with 95% intervals: what crosses 0 is not decided.",
     )
     return el("div", first, second, class_="pair")
 
 
 def _score_table(made: ScoreTable) -> Html:
-    header = ["Model", "Kind", made.measure, "95 % interval", "Fused − this", "95 % (paired)", *made.columns]
+    header = [
+        "Model",
+        "Kind",
+        made.measure.capitalize(),
+        "95% interval",
+        "Fused − this",
+        "95% (paired)",
+        *made.columns,
+    ]
     rows = [
         [
             row.name,
@@ -113,9 +119,9 @@ def _score_table(made: ScoreTable) -> Html:
         for row in made.rows
     ]
     n = max((row.score.n for row in made.rows), default=0)
-    return table(
-        f"{n:,} questions or samples, each model under its own template", header, rows, text_columns=2
-    )
+    fused = [i for i, row in enumerate(made.rows) if row.kind == "Fused"]
+    caption = f"{n:,} questions or samples, each model under its own template"
+    return table(caption, header, rows, text_columns=2, strong=fused)
 
 
 def _radar(made: ScoreTable) -> Html | None:

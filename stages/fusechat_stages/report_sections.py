@@ -135,7 +135,7 @@ def sources(facts: RunFacts) -> Html | None:
     bars = [(_source(s), {KINDS[k]: shares[s.name][k] for k in present}) for s in aligned]
     chart = bar_chart("what became of each source's rows", bars, [KINDS[k] for k in present])
     kept = {_source(s): s.metrics for s in facts.of_stage("filter")}
-    wins = {_source(s): s.metrics.get("winShare") for s in facts.of_stage("fuse") if s.source}
+    wins = _wins(facts)
     header = [
         "Source",
         "Rows",
@@ -161,6 +161,17 @@ def sources(facts: RunFacts) -> Html | None:
     )
     table_ = table("Alignment, filter and choice by source", header, rows)
     return section("Sources: alignment and choice", figure(chart, said), table_)
+
+
+def _wins(facts: RunFacts) -> dict[str, float]:
+    """Share of the samples on which each source was chosen; of all sources together in MultiTeacher."""
+    named = {step.name: _source(step) for step in facts.of_stage("align")}
+    found = {}
+    for step in facts.of_stage("fuse"):
+        for i, share in enumerate(step.metrics.get("wins", ())):
+            if source := named.get(step.inputs.get(f"aligned.{i}", "")):
+                found[source] = float(share)
+    return found
 
 
 def _source(step: StepFacts) -> str:

@@ -43,13 +43,14 @@ p{max-width:46rem;margin:.5rem 0}
 margin-right:.4rem;font-size:.85rem;background:var(--soft)}
 dl.facts{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;font-size:.92rem;margin:1rem 0}
 dl.facts dt{color:var(--muted)}dl.facts dd{margin:0;overflow-wrap:anywhere}
+p.note{color:var(--muted);font-size:.9rem}
 code{font-family:ui-monospace,"Liberation Mono",Menlo,monospace;font-size:.87em}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;margin:.5rem 0 1rem}
 caption{text-align:left;color:var(--muted);padding:.2rem 0;font-size:.88rem}
 th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--line)}tbody th{font-weight:500}
 .number{text-align:right;white-space:nowrap}
-tr.strong th,tr.strong td{font-weight:700}
+tr.strong>*{font-weight:700}
 .scroll{overflow-x:auto}
 figure{margin:1rem 0}figcaption{color:var(--muted);font-size:.9rem;max-width:46rem}
 svg{display:block;max-width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",
@@ -57,7 +58,7 @@ svg{display:block;max-width:100%;height:auto;font:12px system-ui,-apple-system,"
 svg text{fill:var(--fg)}svg .muted{fill:var(--muted)}svg .grid{stroke:var(--grid);stroke-width:1;fill:none}
 svg .axis{stroke:var(--muted);stroke-width:1;fill:none}
 svg .strong{font-weight:700}svg .small{font-size:10.5px}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:0 2rem}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(29rem,100%),1fr));gap:0 2rem}
 details{margin:.75rem 0}summary{cursor:pointer;color:var(--accent)}
 .bad{color:var(--bad);font-weight:600}
 .node rect{fill:var(--soft);stroke:var(--fg);stroke-width:1.3}

@@ -51,9 +51,9 @@ class Example:
 
     def __init__(self, folder: Path, name="tiny", sources=SOURCES) -> None:
         self.store, self.draw, self.steps, self.sources = FolderStore(folder), random.Random(7), [], sources
-        self.step("fetch-pivot", "fetch", cached=True, subject=("Pivot", "base"))
+        self.step("fetch-pivot", "fetch", cached=True)
         for s in sources:
-            self.step(f"fetch-{s}", "fetch", cached=True, of=s, subject=("Source", s))
+            self.step(f"fetch-{s}", "fetch", cached=True, of=s)
         self.step("fetch-dataset", "fetch", cached=True)
         self.step("fetch-exactmatch", "fetch", cached=True)
         self.step("extract-pivot", "extract", model="fetch-pivot", dataset="fetch-dataset")
@@ -115,7 +115,7 @@ class Example:
         if source:
             sides |= {"aligned.0": f"align-{source}", "selection.0": f"filter-{source}"}
         metrics = {"steps": 300, "tokens": 123456, "loss": 0.731, "weightsMoved": 0.993}
-        metrics |= {"winShare": 0.417} if source else {}
+        metrics |= {"winShare": 0.417, "wins": [0.417]} if source else {}
         self.step(name, "fuse", of=source, subject=subject, metrics=metrics, **sides)
         lines = []
         for step in range(1, 301):
@@ -139,8 +139,11 @@ class Example:
             ("Target", s, 0.62 + 0.01 * i) for i, s in enumerate(self.sources)
         ]
         for kind, name, share in [*subjects, ("Fused", "fused", 0.659)]:
-            step = f"evaluate-{kind.lower()}-{name}"
-            self.step(step, "evaluate", subject=(kind, name), questions="fetch-exactmatch", model="merge")
+            alone = kind in ("Pivot", "Fused")
+            step = f"evaluate-{kind.lower()}" + ("" if alone else f"-{name}")
+            model = {"Pivot": "fetch-pivot", "Fused": "merge", "Control": "control-sft"}.get(kind)
+            model = model or f"{'fetch' if kind == 'Source' else 'fuse'}-{name}"
+            self.step(step, "evaluate", subject=(kind, name), questions="fetch-exactmatch", model=model)
             answers, by = [], {c: [] for c in self.CATEGORIES}
             noise = random.Random(1)
             for i in range(self.QUESTIONS):

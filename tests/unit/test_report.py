@@ -94,7 +94,7 @@ def test_the_page_tells_the_run(example):
         "layer 5",
         "41.7%",
         "99.3%",
-        "answers empty",
+        "Empty answers, wrong unless that was expected: pivot base 3",
     ):
         assert words in text, words
 
@@ -173,7 +173,22 @@ def test_the_stage_writes_the_page_from_the_run_s_record(example, tmp_path):
         report.run({"nonce": "n", "title": ""}, {}, out)
 
 
-def test_a_run_of_fifty_sources_stays_readable_in_size(tmp_path):
+def test_one_training_with_all_sources_tells_how_often_each_was_chosen(tmp_path):
+    one = Example(tmp_path)
+    one.record["steps"] = [s for s in one.steps if s["stage"] != "fuse"]
+    fuse = {
+        **one.find("fuse-math"),
+        "name": "fuse",
+        "inputs": {"aligned.0": "align-math", "aligned.1": "align-prose"},
+    }
+    one.record["steps"].append({**fuse, "subject": {"kind": "Fused", "name": "fused"}})
+    fuse["metrics"]["wins"] = [0.123, 0.345]
+    text = Page(one.page()).text
+    assert "98.0% 12.3%" in text
+    assert "98.0% 34.5%" in text
+
+
+def test_a_run_of_many_sources_stays_small_and_readable(tmp_path):
     big = Example(tmp_path, sources=tuple(f"source-{i}" for i in range(12)))
     source = big.page()
     assert len(source) < 400_000

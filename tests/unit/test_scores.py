@@ -58,13 +58,12 @@ def test_text_has_one_aligned_line_a_row_and_says_what_was_left_unanswered():
     lines = render_text(score_table(SUBJECTS)).splitlines()
     assert len(lines) == 1 + 5 + 2
     header = " ".join(lines[0].split())
-    assert header == "subject name exact match 95 % fused - row 95 % (paired) even odd"
+    assert header == "subject name exact match 95% fused - row 95% (paired) even odd"
     assert lines[1].startswith("Pivot    b ")
     assert "+0.400" in lines[1]
     assert "0.100 to 0.900" in lines[1]
-    assert "empty" in lines[6]
-    assert "b 2" in lines[6]
-    assert "SFT 1" in lines[7]
+    assert lines[6].strip() == "Empty answers, wrong unless that was expected: pivot b 2."
+    assert lines[7].strip() == "Answers cut at the token limit: control SFT 1."
 
 
 def test_markdown_is_a_table_and_escapes_names():
