@@ -36,7 +36,9 @@ class Extract(Base):
         10, description="Most likely tokens kept of each distribution."
     )
     max_length: Length = Field(2048, description="Tokens of a conversation; what is longer is cut.")
-    dtype: Dtype = Field("bfloat16", description="Numbers the model computes in.")
+    dtype: Dtype = Field(
+        "bfloat16", description="Numbers a model computes in, here and when it is evaluated."
+    )
     tokens_per_batch: Annotated[int, Field(ge=16, le=1 << 22)] = Field(
         16384, description="Tokens of one forward pass, padding included. Changes memory and speed only."
     )
@@ -225,7 +227,6 @@ class Evaluate(Base):
     subjects: tuple[Subject, ...] = Field(
         SUBJECTS, min_length=1, max_length=5, description="Models that are measured."
     )
-    dtype: Dtype = Field("bfloat16", description="Numbers the models compute in.")
     exact_match: ExactMatch | None = Field(None, description="Share of questions answered exactly.")
     perplexity: Perplexity | None = Field(None, description="Perplexity on held-out conversations.")
     mt_bench: MTBench | None = Field(None, description="MT-Bench.")
