@@ -11,6 +11,8 @@ import pytest
 from fusechat.plan import VERSIONS
 from fusechat.spec import STAGES, StageResources, StageScratch
 
+from tests.conftest import find_shared
+
 ROOT = Path(__file__).parents[2]
 SOURCES = [p for root in ("core", "operator", "stages") for p in sorted((ROOT / root).rglob("*.py"))]
 
@@ -95,3 +97,12 @@ def test_tracked_files_name_no_place_of_one_machine():
             text = path.read_text(encoding="utf-8", errors="replace")
             found += [f"{name}: {hit.group(0).strip()}" for hit in private.finditer(text)]
     assert found == []
+
+
+def test_shared_data_is_found_by_the_environment_or_beside_the_checkout(tmp_path):
+    (tmp_path / "named" / "golden").mkdir(parents=True)
+    (tmp_path / "shared" / "golden").mkdir(parents=True)
+    checkout = tmp_path / "checkout"
+    assert find_shared({}, checkout) == tmp_path / "shared"
+    assert find_shared({"FUSECHAT_SHARED": str(tmp_path / "named")}, checkout) == tmp_path / "named"
+    assert find_shared({"FUSECHAT_SHARED": str(tmp_path / "none")}, checkout) is None
