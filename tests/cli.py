@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fusechat.s3server import LocalS3
 from fusechat.store import Manifest, Store
 
@@ -49,8 +50,10 @@ class Home:
     @contextmanager
     def store(self) -> Iterator[Store]:
         """The store, its server running."""
-        with LocalS3(self.folder / "s3") as server:
-            yield Store(server.uri, endpoint=server.endpoint)
+        with LocalS3(self.folder / "s3") as server, pytest.MonkeyPatch.context() as patch:
+            for name, value in server.environment().items():
+                patch.setenv(name, value)
+            yield Store(server.uri)
 
     def manifests(self) -> dict[str, Manifest]:
         """Every published artifact by address."""

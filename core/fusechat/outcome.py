@@ -45,7 +45,7 @@ def tell(run: FusionRun, store: Store, ended: Outcome, home: Path) -> int:
         where = next(
             (s.address for s in ended.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None
         )
-        print(f"\nmodel   {store.uri}/{where}" if where else "")
+        print(f"\nmodel   {store.uri.rstrip(chr(47))}/{where}" if where else "")
         print(f"report  {ended.report}" if ended.report else "report  (not made)")
         cached = sum(o.state is State.CACHED for o in ended.observed.values())
         computed = sum(o.state is State.DONE for o in ended.observed.values())

@@ -14,7 +14,6 @@ from fusechat.spec import FusionRun
 
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-RESERVED = ("pivot", "dataset", "exactmatch", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,8 @@ class Origin:
 
 
 def origins(run: FusionRun) -> dict[str, Origin]:
-    """Every origin by its name in the plan (`fetch-<name>`). Raises ValueError on a name that clashes."""
+    """Every origin by its name in the plan (`fetch-<name>`); the spec's rules keep the names apart."""
     spec, evaluate = run.spec, run.spec.evaluate
-    for source in spec.sources:
-        if source.name in RESERVED:
-            raise ValueError(
-                f"spec.sources: the name {source.name!r} is a step's of the plan; call it otherwise"
-            )
     pivot, data = spec.pivot, spec.dataset
     found = {"pivot": Origin("model", pivot.uri, pivot.revision, code=pivot.allow_remote_code)}
     found |= {s.name: Origin("model", s.uri, s.revision, code=s.allow_remote_code) for s in spec.sources}

@@ -149,7 +149,9 @@ def _steps(run: FusionRun, pins: Mapping[str, str]) -> Iterator[Step]:
     for model in (spec.pivot, *spec.sources):
         yield _extract(run, model)
     for source in spec.sources:
-        yield from _pair(run, source)
+        yield from _align(run, source)
+    for source in spec.sources:
+        yield _filter(run, source)
     yield from _targets(run)
     yield from _evaluations(run)
 
@@ -193,7 +195,7 @@ def _template(run: FusionRun, model: Model) -> Any:
     return {"name": run.spec.pivot.template, "endOfTurn": "model"}
 
 
-def _pair(run: FusionRun, source: Model) -> Iterator[Step]:
+def _align(run: FusionRun, source: Model) -> Iterator[Step]:
     spec, shards = run.spec, run.spec.dataset.shards
     models = {"pivotModel": "fetch-pivot", "sourceModel": f"fetch-{source.name}"}
     sides = {"pivot": "extract-pivot", "source": f"extract-{source.name}"}
@@ -216,12 +218,16 @@ def _pair(run: FusionRun, source: Model) -> Iterator[Step]:
         yield align("map", learned, 1, method=method)
         learned = {"map": f"map-{source.name}"}
     yield align("rows", {**sides, **learned}, shards, method=method, topK=spec.extract.top_k)
-    chosen = {"pivot": "extract-pivot", "aligned": f"align-{source.name}"}
+
+
+def _filter(run: FusionRun, source: Model) -> Step:
+    spec = run.spec
+    inputs = {"pivot": "extract-pivot", "aligned": f"align-{source.name}"}
     if spec.filter.common_rows:
         others = [other.name for other in spec.sources if other is not source]
-        chosen |= {f"common.{i}": f"align-{name}" for i, name in enumerate(others)}
-    params = {"profile": spec.profile}
-    yield Step(f"filter-{source.name}", "filter", params, chosen, shards=shards, source=source.name)
+        inputs |= {f"common.{i}": f"align-{name}" for i, name in enumerate(others)}
+    params, shards = {"profile": spec.profile}, spec.dataset.shards
+    return Step(f"filter-{source.name}", "filter", params, inputs, shards=shards, source=source.name)
 
 
 def _targets(run: FusionRun) -> Iterator[Step]:
@@ -262,7 +268,7 @@ def _training(run: FusionRun, strategy: str) -> dict[str, Any]:
         "warmupRatio": fuse.warmup_ratio,
         "weightDecay": fuse.weight_decay,
         "globalBatch": fuse.global_batch,
-        "maxLength": run.spec.extract.max_length,
+        "maxLength": run.spec.fuse.max_length,
         "maxGradNorm": fuse.max_grad_norm,
         "seed": fuse.seed,
         "dtype": fuse.dtype,

@@ -53,7 +53,7 @@ def test_the_steps_of_a_run_with_two_sources():
     assert names == [
         "fetch-pivot", "fetch-a", "fetch-b", "fetch-dataset", "fetch-exactmatch",
         "extract-pivot", "extract-a", "extract-b",
-        "align-a", "filter-a", "align-b", "filter-b",
+        "align-a", "align-b", "filter-a", "filter-b",
         "control-sft", "fuse-a", "fuse-b", "merge",
         "evaluate-pivot", "evaluate-source-a", "evaluate-source-b", "evaluate-control-sft",
         "evaluate-target-a", "evaluate-target-b", "evaluate-fused",
