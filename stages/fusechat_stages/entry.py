@@ -33,6 +33,7 @@ from fusechat.errors import FusechatError, MissingInput, UsageError
 from fusechat.launch import Launch
 from fusechat.store import InputRef, Manifest, Store
 
+from fusechat_stages import lineage
 from fusechat_stages.artifacts import FolderInput, FolderOutput, Input, Output, Stopped, summed
 from fusechat_stages.logs import copied_to
 
@@ -134,6 +135,7 @@ def _attempt(
         print(f"{told.address} is published already", flush=True)
         return {"metrics": _bounded(found.metrics), "published": False}
     inputs = {role: _input(store, role, where, scratch) for role, where in told.inputs.items()}
+    lineage.check(told.stage, {role: given.manifest for role, given in inputs.items()})
     folder = scratch / "out"
     out = Output(store, told.address, attempt, folder, shard=told.shard, runtime=told.runtime, stop=stop)
     module = _stage(told.stage)
