@@ -6,6 +6,7 @@ layout below its prefix (docs: "The store"); knows no stage, no spec and no plan
     <stage>/<hash>/manifest.json            created last, with If-None-Match: whoever creates it has published
     <stage>/<hash>/parts/00000.json         one published block, same rule
     <stage>/<hash>/data/<attempt>/<name>    bytes; no two attempts write the same key
+    <stage>/<hash>/damaged/<attempt>/<name> says that those bytes were found not to be the manifest's
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusechat import transfer
-from fusechat.errors import BadData, FusechatError, Unavailable
+from fusechat.errors import BadData, CorruptInput, FusechatError, Unavailable
 from fusechat.store_manifest import (
     FileEntry,
     InputRef,
@@ -86,8 +88,8 @@ class Store:
         return None if data is None else manifest_from(data, f"{self.uri}: {address}/manifest.json")
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Names of the files whose object is gone or has another size; [] means the hit can be trusted."""
-        there = {found.key: found.size for found in self.keys(f"{manifest.address}/data/")}
+        """Names of the files whose object is gone, of another size, or known to be damaged; [] is good."""
+        there = self._sound(manifest.address)
         return [file.name for file in manifest.files if there.get(file.key) != file.size]
 
     def upload(self, address: str, attempt: str, name: str, path: Path) -> FileEntry:
@@ -97,8 +99,16 @@ class Store:
         return FileEntry(name, key, sent.size, sent.sha256)
 
     def download(self, entry: FileEntry, dest: Path) -> None:
-        """Fetch one file to `dest`: in parallel, resumed after a kill, verified, renamed when whole."""
-        transfer.download(self.client, self.place, entry.key, entry.size, entry.sha256, dest)
+        """Fetch one file to `dest`: in parallel, resumed after a kill, verified, renamed when whole.
+
+        CorruptInput if its bytes are not those of the manifest; `verify` knows it from then on.
+        """
+        try:
+            transfer.download(self.client, self.place, entry.key, entry.size, entry.sha256, dest)
+        except CorruptInput as error:
+            with suppress(FusechatError):
+                self.put_json(entry.key.replace("/data/", "/damaged/", 1), {"why": str(error)})
+            raise
 
     def read(self, entry: FileEntry, start: int, length: int) -> bytes:
         """Up to `length` bytes of one file from byte `start`, as of a file: fewer at its end. Unverified."""
@@ -149,10 +159,13 @@ class Store:
     def withdraw(self, address: str) -> list[str]:
         """Make a damaged artifact absent, so that its step can publish again; returns the keys removed.
 
-        The manifest goes first, then every part whose objects are gone or of another size; sound parts and
-        all data stay. For hits that `verify` (or a CorruptInput) has proved unusable.
+        The manifest goes first, then every part that names a file which `verify` would; all data stays.
+        Nothing goes if the manifest is sound: another run has made the artifact anew meanwhile.
         """
-        there = {found.key: found.size for found in self.keys(f"{address}/data/")}
+        found = self.manifest(address)
+        if found and not self.verify(found):
+            return []
+        there = self._sound(address)
         damaged = [
             _part_key(address, part.block)
             for part in self.parts(address).values()
@@ -161,6 +174,12 @@ class Store:
         self.delete([f"{address}/manifest.json"])
         self.delete(damaged)
         return [f"{address}/manifest.json", *damaged]
+
+    def _sound(self, address: str) -> dict[str, int]:
+        """Size of every data object of an artifact by key, without those known to be damaged."""
+        found = {each.key: each.size for each in self.keys(f"{address}/da")}  # data/ and damaged/
+        damaged = {key.replace("/damaged/", "/data/", 1) for key in found if "/damaged/" in key}
+        return {key: size for key, size in found.items() if key not in damaged}
 
     def _forsake(self, address: str, attempt: str, winner: Manifest) -> None:
         named = {file.key for file in winner.files}

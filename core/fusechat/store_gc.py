@@ -79,7 +79,7 @@ def garbage(
 def _strays(
     address: str, inside: list[Object], before: datetime, named: Callable[[str], set[str] | None]
 ) -> list[Object]:
-    folders = (f"{address}/data/", f"{address}/checkpoints/")
+    folders = tuple(f"{address}/{name}/" for name in ("data", "damaged", "checkpoints"))
     old = [found for found in inside if found.key.startswith(folders) and found.modified < before]
     needed = named(address) if old else None
     return [found for found in old if found.key not in needed] if needed is not None else []

@@ -6,12 +6,9 @@ Called by `store` only. Knows one object, one file and a client; nothing of arti
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-import shutil
-import threading
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,11 +19,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fusechat.errors import CorruptInput, TemporaryFailure
-from fusechat.store_s3 import Place, disk_full, explained, refused
+from fusechat.store_partfile import PartFile, need, owned
+from fusechat.store_s3 import Place, explained, refused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
 PART_BYTES = 16 << 20
 """Size of a part going up and of a range coming down."""
@@ -34,14 +32,14 @@ PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
 """S3's limit; files over PART_BYTES * MOST_PARTS go up in larger parts."""
 
-STREAMS = 8
-"""Requests of one transfer at a time."""
+STREAMS = max(4, min(12, 2 * (os.cpu_count() or 1)))
+"""Requests of one transfer at a time: more than the cores can feed only get into each other's way."""
 
 READ_BYTES = 1 << 20
 """What is read from a connection or a file at once."""
 
-TRIES = 5
-"""Times a range whose connection breaks midway is asked for."""
+PAUSES = (0.2, 0.5, 1.0, 2.0, None)
+"""Seconds before an answer that broke off midway is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -140,51 +138,64 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 def download(client: S3Client, place: Place, key: str, size: int, sha256: str, target: Path) -> None:
     """Fetch `key` (relative to the prefix) to `target`, verified, renamed into place when whole.
 
-    A killed download goes on where it stopped: `<target>.part` holds the bytes, `<target>.part.done` which.
-    CorruptInput if the stored bytes are not those of `sha256`.
+    A killed download of a large file goes on where it stopped. CorruptInput if the stored bytes are not those
+    of `sha256`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with explained(place, f"reading {key}"), _own(target, size) as part:
-        if part is None:
-            return
+    once = _download_large if size > PART_BYTES else _download_small
+    with explained(place, f"reading {key}"):
         for _ in range(2):  # once more from the start: the fault may lie in the copy
-            if _fetch(client, place, key, size, sha256, target, part) == sha256:
-                _finish(target)
+            if once(client, place, key, size, sha256, target):
                 return
-            part.truncate(0)
-            _journal(target).unlink(missing_ok=True)
-    _part(target).unlink(missing_ok=True)
     raise CorruptInput(
         f"{key} in {place.uri} is corrupt: its bytes do not have sha256 {sha256[:16]}... of its manifest; "
         "the step that makes it must run again"
     )
 
 
-def _fetch(
-    client: S3Client, place: Place, key: str, size: int, sha256: str, target: Path, part: IO[bytes]
-) -> str:
+def _download_small(client: S3Client, place: Place, key: str, size: int, sha256: str, target: Path) -> bool:
+    body = read(client, place, key, 0, size) if size else b""
+    if hashlib.sha256(body).hexdigest() != sha256:
+        return False
+    need(target, size)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            file.write(body)
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return True
+
+
+def _download_large(client: S3Client, place: Place, key: str, size: int, sha256: str, target: Path) -> bool:
+    facts = {"key": key, "size": size, "sha256": sha256, "range": PART_BYTES}
+    with owned(target, facts) as part:
+        if part is None:  # another process has just done it
+            return True
+        need(target, size - len(part.done) * PART_BYTES)
+        good = _fetch(client, place, key, size, part) == sha256
+        part.keep() if good else part.drop()
+    return good
+
+
+def _fetch(client: S3Client, place: Place, key: str, size: int, part: PartFile) -> str:
     """Fetch the ranges that are not there yet; the sha256 of the whole, hashed while the rest arrives."""
-    if os.fstat(part.fileno()).st_size != size:
-        _journal(target).unlink(missing_ok=True)
-    journal = Journal(_journal(target), {"key": key, "size": size, "sha256": sha256, "range": PART_BYTES})
-    count = -(-size // PART_BYTES)
-    missing = [index for index in range(count) if index not in journal.done]
-    _need(target, sum(min(PART_BYTES, size - i * PART_BYTES) for i in missing))
-    part.truncate(size)
     sha = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
+    starts = range(0, size, PART_BYTES)
 
-    def fetch(index: int) -> None:
-        start = index * PART_BYTES
-        _range(client, place, key, start, min(PART_BYTES, size - start), part.fileno())
-        journal.add(index)
+    def fetch(start: int) -> None:
+        _range(client, place, key, start, min(size, start + PART_BYTES), part.descriptor)
+        part.add(start)
 
     with _pool() as pool:
-        arriving = {index: pool.submit(fetch, index) for index in missing}
-        for index in range(count):
-            if index in arriving:
-                arriving[index].result()
-            _hash(sha, part.fileno(), index * PART_BYTES, min(size, (index + 1) * PART_BYTES), buffer)
+        arriving = {start: pool.submit(fetch, start) for start in starts if start not in part.done}
+        for start in starts:
+            if start in arriving:
+                arriving[start].result()
+            _hash(sha, part.descriptor, start, min(size, start + PART_BYTES), buffer)
     return sha.hexdigest()
 
 
@@ -195,38 +206,17 @@ def _hash(sha: Any, descriptor: int, start: int, end: int, buffer: memoryview) -
         start += got
 
 
-def _range(client: S3Client, place: Place, key: str, start: int, length: int, descriptor: int) -> None:
+def _range(client: S3Client, place: Place, key: str, start: int, end: int, descriptor: int) -> None:
     """One range into the file at its place, going on after a broken connection."""
-    end, failures = start + length, 0
-    while start < end:
-        before = start
+    for pause in PAUSES:
         try:
             for piece in stream(client, place, key, start, end - start):
                 start += os.pwrite(descriptor, piece, start)
-        except _broken():
-            failures += 1
-            if failures >= TRIES:
-                raise
-            time.sleep(0.1 * 2**failures)
-            continue
-        if start == before:
-            raise CorruptInput(_short(place, key))
-
-
-def _short(place: Place, key: str) -> str:
-    return f"{key} in {place.uri} is shorter than its manifest says; the step that makes it must run again"
-
-
-def stream(client: S3Client, place: Place, key: str, start: int, length: int) -> Iterator[bytes]:
-    """The bytes of one range as they arrive; CorruptInput if the object ends before it."""
-    span = f"bytes={start}-{start + length - 1}"
-    with refused(416, CorruptInput(_short(place, key))):
-        body = client.get_object(Bucket=place.bucket, Key=place.key(key), Range=span)["Body"]
-    try:
-        while piece := body.read(READ_BYTES):
-            yield piece
-    finally:
-        body.close()
+            return
+        except Cut as cut:
+            if pause is None:
+                raise cut.why from cut
+        time.sleep(pause)
 
 
 def read(client: S3Client, place: Place, key: str, start: int, length: int) -> bytes:
@@ -236,78 +226,49 @@ def read(client: S3Client, place: Place, key: str, start: int, length: int) -> b
 
 def whole(client: S3Client, place: Place, key: str) -> bytes:
     """A small object; `ClientError` as it comes."""
-    return _again(lambda: client.get_object(Bucket=place.bucket, Key=place.key(key))["Body"].read())
+    return _again(lambda: b"".join(_pieces(client.get_object(Bucket=place.bucket, Key=place.key(key)))))
 
 
 def _again(fetch: Callable[[], bytes]) -> bytes:
-    for failures in range(1, TRIES):
+    for pause in PAUSES:
         try:
             return fetch()
-        except _broken():
-            time.sleep(0.1 * 2**failures)
-    return fetch()
+        except Cut as cut:
+            if pause is None:
+                raise cut.why from cut
+        time.sleep(pause)
+    raise AssertionError("the last pause is None")
 
 
-def _broken() -> tuple[type[Exception], ...]:
-    """What a connection that ends midway raises; a request that never got an answer was retried already."""
+def stream(client: S3Client, place: Place, key: str, start: int, length: int) -> Iterator[bytes]:
+    """The bytes of one range as they arrive; CorruptInput if there are fewer, Cut if the line breaks."""
+    short = f"{key} in {place.uri} has not the size that its manifest says; its step must run again"
+    with refused(416, CorruptInput(short)):
+        span = f"bytes={start}-{start + length - 1}"
+        answer = client.get_object(Bucket=place.bucket, Key=place.key(key), Range=span)
+    if answer["ContentLength"] != length:
+        answer["Body"].close()
+        raise CorruptInput(short)
+    yield from _pieces(answer)
+
+
+def _pieces(answer: GetObjectOutputTypeDef) -> Iterator[bytes]:
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
-    return IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, ConnectionError
-
-
-class Journal:
-    """Which ranges of a download are in its file: a line of facts, then a line per finished range."""
-
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        head = json.dumps(facts, sort_keys=True)
-        lines = path.read_text().split("\n") if path.exists() else []
-        whole = lines[1:-1] if lines[:1] == [head] else []
-        self.done = {int(line) for line in whole if line.isdigit()}
-        self._path, self._lock = path, threading.Lock()
-        path.write_text("".join(f"{line}\n" for line in [head, *sorted(self.done)]))
-
-    def add(self, index: int) -> None:
-        with self._lock, self._path.open("a") as file:
-            file.write(f"{index}\n")
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
-
-
-def _journal(target: Path) -> Path:
-    return target.with_name(target.name + ".part.done")
-
-
-@contextmanager
-def _own(target: Path, size: int) -> Iterator[IO[bytes] | None]:
-    """The part file, ours alone; None if another process finished the same download while we waited."""
-    while True:
-        # Not mode "a": with O_APPEND, Linux's pwrite ignores the offset.
-        with open(os.open(_part(target), os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _still_there(file, _part(target)):
-                yield file
-                return
-        if target.exists() and target.stat().st_size == size:
-            yield None
-            return
-
-
-def _still_there(file: IO[bytes], path: Path) -> bool:
+    broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, ConnectionError)
+    body = answer["Body"]
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        while piece := body.read(READ_BYTES):
+            yield piece
+    except broken as error:
+        raise Cut(error) from error
+    finally:
+        body.close()
 
 
-def _need(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise disk_full(target, needed, free)
+class Cut(Exception):
+    """A connection ended within an answer. One that never began was tried again by the client itself."""
 
-
-def _finish(target: Path) -> None:
-    _part(target).replace(target)
-    _journal(target).unlink(missing_ok=True)
+    def __init__(self, why: Exception) -> None:
+        self.why = why
