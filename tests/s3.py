@@ -6,11 +6,10 @@ the world where a real server does not go: one that answers what a test tells it
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -59,37 +58,57 @@ def put(
     return store.upload(address, attempt, name, path)
 
 
-Answer = tuple[int, dict[str, str], bytes]
+@dataclass(frozen=True)
+class Asked:
+    """One request that a server got."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says; with `cut`, only so many bytes of the body before the connection ends."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+
+
+HANG_UP = Answer(cut=-1)
+"""No answer at all: the connection ends."""
 
 
 @contextmanager
-def answering(answer: Callable[[str, str], Answer]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """An HTTP server that answers (method, path) as told: its endpoint, and the list of what it was asked."""
-    asked: list[tuple[str, str]] = []
+def answering(answer: Callable[[Asked], Answer]) -> Iterator[tuple[str, list[Asked]]]:
+    """An HTTP server that answers as told: its endpoint, and the list of what it was asked."""
+    asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_one_request(self) -> None:
-            self.raw_requestline = self.rfile.readline(65537)
-            if not self.raw_requestline or not self.parse_request():
-                self.close_connection = True
+        def _answer(self) -> None:
+            if self.headers.get("Expect"):
+                self.send_response_only(100)
+                self.end_headers()
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(Asked(self.command, self.path, dict(self.headers), body))
+            said = answer(asked[-1])
+            if said is HANG_UP:
                 return
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append((self.command, self.path))
-            status, headers, body = answer(self.command, self.path)
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_response(said.status)
+            for name, value in {"Content-Length": str(len(said.body)), **said.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
-            self.close_connection = True
+            self.wfile.write(said.body[: said.cut])
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -103,9 +122,4 @@ def answering(answer: Callable[[str, str], Answer]) -> Iterator[tuple[str, list[
 def refusal(status: int, code: str) -> Answer:
     """S3's answer of that status and code."""
     said = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>told to</Message></Error>"
-    return status, {"Content-Type": "application/xml"}, said.encode()
-
-
-def document(value: object) -> Answer:
-    """A stored document, read."""
-    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+    return Answer(status, said.encode(), {"Content-Type": "application/xml"})

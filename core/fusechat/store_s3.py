@@ -211,7 +211,7 @@ def _silence(error: Exception, place: Place, doing: str) -> FusechatError:
             f"{place.server} cannot be reached while {doing} in {place.uri}: "
             "start the S3 server, or correct AWS_ENDPOINT_URL"
         )
-    if isinstance(error, b.HTTPClientError) or not isinstance(error, b.BotoCoreError):
+    if isinstance(error, b.HTTPClientError | b.IncompleteReadError) or not isinstance(error, b.BotoCoreError):
         why = type(error).__name__
         return TemporaryFailure(
             f"the connection to {place.server} broke while {doing} in {place.uri} ({why}); run the step again"

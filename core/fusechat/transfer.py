@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fusechat.errors import CorruptInput, TemporaryFailure
 from fusechat.store_partfile import PartFile, need, owned
-from fusechat.store_s3 import Place, explained, refused
+from fusechat.store_s3 import Place, code_of, explained, refused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -69,15 +69,28 @@ def _multipart(client: S3Client, place: Place, key: str, file: IO[bytes], size: 
     upload_id = client.create_multipart_upload(Bucket=place.bucket, Key=key)["UploadId"]
     try:
         parts, sent = _parts(client, place, key, upload_id, file, size)
-        client.complete_multipart_upload(
-            Bucket=place.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+        _complete(client, place, key, upload_id, parts, size)
     except BaseException:
         # What cannot be aborted now (the server is gone) gc aborts later.
         with suppress(Exception):
             client.abort_multipart_upload(Bucket=place.bucket, Key=key, UploadId=upload_id)
         raise
     return sent
+
+
+def _complete(
+    client: S3Client, place: Place, key: str, upload_id: str, parts: list[CompletedPartTypeDef], size: int
+) -> None:
+    try:
+        client.complete_multipart_upload(
+            Bucket=place.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+        )
+    except client.exceptions.ClientError as error:
+        # Asked again after an answer was lost, S3 knows the upload no more. Nobody else writes this key.
+        if code_of(error) != "NoSuchUpload":
+            raise
+        if client.head_object(Bucket=place.bucket, Key=key)["ContentLength"] != size:
+            raise
 
 
 def _parts(
