@@ -53,8 +53,17 @@ class Case:
         return found
 
 
-def make_case(root: Path, *, samples: int = 24, block: int = 16, sources: int = 1, tied: bool = False,
-              dtype: torch.dtype = torch.float32, scores: str = "logprobs", seed: int = 0) -> Case:  # fmt: skip
+def make_case(
+    root: Path,
+    *,
+    samples: int = 24,
+    block: int = 16,
+    sources: int = 1,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    scores: str = "logprobs",
+    seed: int = 0,
+) -> Case:
     """Build it all under `root`; blocks of `block` samples, so that there is more than one."""
     make_pivot(root / "model", tied=tied, dtype=dtype, seed=seed)
     rng = np.random.default_rng(seed)

@@ -127,11 +127,9 @@ def restore(files: Files, found: Found, folder: Path, state: State, world: World
         folder.mkdir(parents=True, exist_ok=True)
         for entry in found.files:
             files.fetch(entry, folder / entry.name)
-    if dist.is_initialized():
-        dist.barrier()
-    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
-    if dist.is_initialized():
-        dist.barrier()
+    dist.barrier()
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder))
+    dist.barrier()
     if world.local_rank == 0:
         shutil.rmtree(folder)
 
@@ -142,7 +140,7 @@ class Saver:
     def __init__(self, files: Files, job: Job, world: World) -> None:
         self.files, self.job, self.world = files, job, world
         # Of its own, for the thread's collectives must not meet the training's.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.last_step = -1
@@ -157,10 +155,7 @@ class Saver:
         folder = self.job.scratch / f"saving-{step}-{self.world.rank}"
         shutil.rmtree(folder, ignore_errors=True)
         writing = dcp.async_save(
-            state,
-            storage_writer=dcp.FileSystemWriter(folder),
-            process_group=self._group,
-            no_dist=self._group is None,
+            state, storage_writer=dcp.FileSystemWriter(folder), process_group=self._group
         )
         self.last_step = step
         lines = list(log)
@@ -200,8 +195,6 @@ class Saver:
             self._forget(root, step)
 
     def _gathered(self, entries: list[FileEntry]) -> list[FileEntry]:
-        if self._group is None:
-            return entries
         lists: list[Any] = [None] * self.world.size
         dist.all_gather_object(lists, entries, group=self._group)
         return [entry for found in lists for entry in found]

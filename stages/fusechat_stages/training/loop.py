@@ -33,7 +33,7 @@ def train(job: Job, world: World, host: Host) -> dict[str, Any]:
     """Train, write the target into `job.target` (the leader) and return the metrics.
 
     Raises Stopped after a last checkpoint when the host is stopping, BadData when the loss is not finite.
-    The process group, where one is needed, is the caller's.
+    The process group is the caller's.
     """
     trainer = Trainer(job, world)
     trainer.resume()
@@ -87,7 +87,7 @@ class Trainer:
     def run(self, host: Host) -> None:
         """All steps that are left."""
         while self.step < self.schedule.steps:
-            sums = self._one_step(host.stopping)
+            sums = self._one_step(host)
             line = self.log[-1]
             facts = {k: round(line[k], 4) for k in ("loss", "lm_loss", "fuse_loss") if line[k] is not None}
             host.progress(self.step, self.schedule.steps, "steps", **facts)
@@ -108,7 +108,7 @@ class Trainer:
             (self.job.target / "training.jsonl").write_text("".join(lines))
         return _metrics(self.examples, self.schedule, self.recipe, self.log, moved)
 
-    def _one_step(self, stopping: bool) -> Sums:
+    def _one_step(self, host: Host) -> Sums:
         samples = self.schedule.at(self.step)
         plan = split(
             self.examples,
@@ -118,7 +118,7 @@ class Trainer:
             tokens=self.job.means.tokens(self.recipe),
         )
         lm, fuse = self._backward(plan[self.world.rank])
-        sums = self._summed(lm, fuse, stopping)
+        sums = self._summed(lm, fuse, host.stopping)
         norm = math.sqrt(sums.gradient) if sums.gradient >= 0 else math.nan
         self._check_finite(sums, norm)
         rate = self.recipe.learningRate * cosine(self.step, self.schedule.steps, self.recipe.warmupRatio)
@@ -146,7 +146,7 @@ class Trainer:
         waited = time.monotonic() - self.saved_at
         due = self.world.leads and waited >= self.job.means.checkpointSeconds > 0
         values = torch.tensor([lm, fuse, square, stopping, due, self.saver.busy], dtype=torch.float64)
-        if dist.is_initialized():
+        if self.world.size > 1:
             dist.all_reduce(values)
         return Sums(*values.tolist())
 
@@ -223,8 +223,6 @@ def _optimizer(parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.op
 
 def _agreed(found: checkpoints.Found | None) -> checkpoints.Found | None:
     """The leader's answer, on every rank."""
-    if not dist.is_initialized():
-        return found
     told = [found]
     dist.broadcast_object_list(told, src=0)
     return told[0]

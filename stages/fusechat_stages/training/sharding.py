@@ -36,10 +36,11 @@ def is_sharded(recipe: Recipe, world: World) -> bool:
 
 @contextmanager
 def process_group(job: Job, world: World) -> Iterator[None]:
-    """The ranks' process group, where there is something to shard. Gloo on CPUs; CUDA has NCCL beside it."""
-    if not is_sharded(job.recipe, world):
-        yield
-        return
+    """The ranks' process group; of one rank too, for FSDP2 and checkpoints then have one way to do things.
+    Gloo on CPUs; CUDA has NCCL beside it."""
+    if world.size == world.local_size:
+        # One machine talks to itself: whatever its host name resolves to, and where it has no network.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_of(job, world).type == "cuda" else "gloo",
         init_method=_rendezvous(job, world),
@@ -121,7 +122,9 @@ def _set_mode(model: nn.Module, gradient_checkpointing: bool) -> None:
     model.eval()
     if not gradient_checkpointing:
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers renamed it and warns of the old name.
+    named = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(model, name) for name in named if hasattr(model, name))({"use_reentrant": False})
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
