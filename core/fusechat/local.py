@@ -12,20 +12,21 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fusechat import launch
-from fusechat.errors import FusechatError, TemporaryFailure, Unavailable, UsageError
+from fusechat.errors import FusechatError, UsageError
+from fusechat.hits import Hits, Server
 from fusechat.plan import Plan, Step, plan, report_step, resolve_step
 from fusechat.processes import HEAVY, Process, Processes, wait_any
 from fusechat.progress import Observed, State, decide, needed
+from fusechat.record import record
 from fusechat.spec import FusionRun
-from fusechat.store import Manifest, Store
+from fusechat.store import Store
 
 RETRIED_CODES = frozenset({69, 75, 143})
 GRACE_SECONDS = 30.0
@@ -66,12 +67,6 @@ class Watcher(Protocol):
     def said(self, sentence: str) -> None: ...
 
 
-class Server(Protocol):
-    """The S3 service under the store, if the runner started it."""
-
-    def ensure(self) -> None: ...
-
-
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM came."""
 
@@ -89,7 +84,7 @@ class Runner:
         forget: frozenset[str] = frozenset(),
     ) -> None:
         self._run, self._store, self._settings = run, store, settings
-        self._watcher, self._server, self._forget = watcher, server, forget
+        self._watcher, self._forget = watcher, forget
         self._uid = run.metadata.uid or run.metadata.name
         self._folder = settings.home / "runs" / run.metadata.name
         self._processes = Processes(settings.environment, settings.threads)
@@ -100,7 +95,7 @@ class Runner:
         self._not_before: dict[str, float] = {}
         self._replanned: set[str] = set()
         self._started = time.time()
-        self._manifests: dict[str, Manifest] = {}
+        self._hits = Hits(store, server)
         self.observed: dict[str, Observed] = {}
 
     def run(self) -> Outcome:
@@ -139,33 +134,23 @@ class Runner:
             code, message = self._carry_out(Plan(made.run, made.uid, made.generation, made.profile, (step,)))
             if code:
                 raise _ended(code, message)
-            pins = self._manifests.pop(step.name).metrics["pins"]
+            pins = self._hits.manifests.pop(step.name).metrics["pins"]
             made = plan(self._run, pins)
         for name in sorted(self._forget):
-            address = _known(made, name).address
-            self._asked(partial(forget, self._store, str(address)))
-        missing = needed(made, lambda step: self._probe(step) is not None)
+            self._hits.forget(_known(made, name))
+        missing = needed(made, lambda step: self._hits.probe(step) is not None)
         cached = [step.name for step in made.steps if step.name not in missing]
         self.observed = {
-            name: Observed(State.CACHED, self._manifests[name].metrics)
+            name: Observed(State.CACHED, self._hits.manifests[name].metrics)
             for name in cached
-            if name in self._manifests
+            if name in self._hits.manifests
         } | {name: Observed() for name in missing}
         if any(made.step(name).stage in HEAVY for name in missing):
             self._processes.preload()
         self._watcher.planned(made, cached, sorted(missing))
         refs = {"addresses": sorted({s.address for s in made.steps if s.address}), "run": made.run}
-        self._persist(f"refs/local-{socket.gethostname()}/{self._uid}.json", {**refs, "at": time.time()})
+        self._hits.put(f"refs/local-{socket.gethostname()}/{self._uid}.json", {**refs, "at": time.time()})
         return made
-
-    def _probe(self, step: Step) -> Manifest | None:
-        """The verified manifest of a step's artifact, or None."""
-        assert step.address
-        found = self._asked(lambda: self._store.manifest(str(step.address)))
-        if found is None or self._asked(lambda: self._store.verify(found)):
-            return None
-        self._manifests[step.name] = found
-        return found
 
     def _carry_out(self, made: Plan) -> tuple[int, str]:
         gates = _gates(self._run)
@@ -187,7 +172,7 @@ class Runner:
             self._wait()
 
     def _start(self, made: Plan, step: Step) -> None:
-        self._make_room_for_stale(made, step)
+        self._hits.make_room(step, self._made_now)
         self.observed[step.name] = replace(self.observed[step.name], state=State.RUNNING)
         self._attempts[step.name] = self._attempts.get(step.name, 0) + 1
         self._codes[step.name] = []
@@ -210,29 +195,6 @@ class Runner:
             started = self._processes.start((step.name, index), step.stage, launch.argv(told), folder, log)
             self._active.append(started)
         self._watcher.started(step)
-
-    def _make_room_for_stale(self, made: Plan, step: Step) -> None:
-        """A manifest that this run could not use (files gone, or made of other inputs) is set aside."""
-        address = str(step.address)
-        found = self._asked(lambda: self._store.manifest(address))
-        if found and self._asked(lambda: self._store.verify(found)):
-            self._asked(lambda: self._store.withdraw(address))
-        elif found and self._stale(made, step, found):
-            self._asked(lambda: forget(self._store, address))
-
-    def _stale(self, made: Plan, step: Step, found: Manifest) -> bool:
-        """Whether an input was made anew by this run with other bytes than the artifact was made of."""
-        for role, name in step.inputs.items():
-            before = found.inputs.get(role)
-            fresh = self._manifests.get(name) if self._state(name) is State.DONE else None
-            if (
-                before
-                and fresh
-                and before.digest != fresh.digest
-                and made.step(name).address == before.address
-            ):
-                return True
-        return False
 
     def _reap(self, made: Plan) -> None:
         for process in [p for p in self._active if p.exit_code() is not None]:
@@ -257,9 +219,9 @@ class Runner:
         """All processes of a step have ended: published, failed, or to be tried again."""
         seen = self.observed[step.name]
         if not any(self._codes[step.name]):
-            if self._probe(step):
-                metrics = self._manifests[step.name].metrics
-                seen = Observed(State.DONE, metrics, seen.failures)
+            if self._hits.probe(step):
+                metrics = self._hits.manifests[step.name].metrics
+                seen = self.observed[step.name] = Observed(State.DONE, metrics, seen.failures)
                 self._mark_stale_hits(made, step)
             else:
                 seen = replace(seen, state=State.PENDING, failures=seen.failures + 1, exit_code=None)
@@ -281,8 +243,7 @@ class Runner:
         retries = self._run.spec.retries
         budget = retries.disruption if code < 0 or code == 143 else retries.infrastructure
         if (code in RETRIED_CODES or code < 0) and seen.failures < budget:
-            if self._server:
-                self._server.ensure()
+            self._hits.mend()
             self._not_before[step.name] = time.monotonic() + min(60.0, 0.5 * 2**seen.failures)
             self._watcher.said(f"{step.name}: {seen.error}; it is tried again")
             return replace(seen, state=State.PENDING, failures=seen.failures + 1, exit_code=None)
@@ -292,21 +253,28 @@ class Runner:
         """A stage did not find an input that was a hit: it is made again, with what it needs itself."""
         for name in dict.fromkeys(step.inputs.values()):
             source = made.step(name)
-            if self._probe(source) is None:
-                self._manifests.pop(name, None)
+            if self._hits.probe(source) is None:
+                self._hits.manifests.pop(name, None)
                 self.observed[name] = Observed()
                 self._forget_missing_inputs(made, source)
 
     def _mark_stale_hits(self, made: Plan, step: Step) -> None:
         for successor in made.successors(step.name):
-            found = self._manifests.get(successor.name)
-            if self._state(successor.name) is State.CACHED and found and self._stale(made, successor, found):
+            found = self._hits.manifests.get(successor.name)
+            if (
+                self._state(successor.name) is State.CACHED
+                and found
+                and self._hits.is_stale(successor, found, self._made_now)
+            ):
                 self.observed[successor.name] = Observed()
                 for name in dict.fromkeys(successor.inputs.values()):
                     if name not in self.observed:
                         self.observed[name] = Observed(
-                            State.CACHED if self._probe(made.step(name)) else State.PENDING
+                            State.CACHED if self._hits.probe(made.step(name)) else State.PENDING
                         )
+
+    def _made_now(self, name: str) -> bool:
+        return self._state(name) is State.DONE
 
     def _state(self, name: str) -> State | None:
         return self.observed[name].state if name in self.observed else None
@@ -325,7 +293,7 @@ class Runner:
         wait_any(self._active, TICK_SECONDS)
 
     def _report(self, made: Plan) -> Path | None:
-        self._persist(f"runs/{made.uid}.json", self.record(made))
+        self._hits.put(f"runs/{made.uid}.json", self.record(made))
         step = report_step(made, f"{self._uid}-{uuid.uuid4()}")
         kept = self.observed
         self.observed = {step.name: Observed()}
@@ -334,7 +302,7 @@ class Runner:
         if code:
             self._watcher.said(f"the report was not made: {message}")
             return None
-        manifest = self._manifests.pop(step.name)
+        manifest = self._hits.manifests.pop(step.name)
         target = self._folder / "report.html"
         for entry in manifest.files:
             self._store.download(entry, self._folder / entry.name)
@@ -343,51 +311,9 @@ class Runner:
     def record(self, made: Plan) -> dict[str, Any]:
         """What the report and `fusechat status` read: every step with its state, time and metrics."""
         for step in made.steps:
-            if step.name not in self._manifests and step.address:
-                self._probe(step)
-        return {
-            "run": made.run,
-            "uid": made.uid,
-            "profile": made.profile,
-            "generation": made.generation,
-            "startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
-            "seconds": time.time() - self._started,
-            "store": self._store.uri,
-            "steps": [self._step_record(step) for step in made.steps],
-        }
-
-    def _step_record(self, step: Step) -> dict[str, Any]:
-        seen = self.observed.get(step.name, Observed(State.CACHED))
-        found = self._manifests.get(step.name)
-        return {
-            "name": step.name,
-            "stage": step.stage,
-            "source": step.source,
-            "address": step.address,
-            "state": "Succeeded" if seen.state in (State.CACHED, State.DONE) else str(seen.state),
-            "cached": seen.state is State.CACHED,
-            "seconds": round(self._seconds.get(step.name, 0.0), 3),
-            "attempts": self._attempts.get(step.name, 0),
-            "error": seen.error,
-            "inputs": dict(step.inputs),
-            "subject": {"kind": step.subject.kind, "name": step.subject.name} if step.subject else None,
-            "params": dict(step.params),
-            "metrics": dict(found.metrics) if found else dict(seen.metrics),
-        }
-
-    def _persist(self, key: str, value: dict[str, Any]) -> None:
-        self._asked(lambda: self._store.put_json(key, value))
-
-    def _asked(self, question: Callable[[], T]) -> T:
-        """A question to the store; a server of ours that died is started again, a slow one waited for."""
-        for pause in (0.5, 1.0, 2.0, 4.0):
-            try:
-                return question()
-            except (Unavailable, TemporaryFailure):
-                if self._server:
-                    self._server.ensure()
-                time.sleep(pause)
-        return question()
+            if step.name not in self._hits.manifests and step.address:
+                self._hits.probe(step)
+        return record(made, self.observed, self._hits.manifests, self._seconds, self._attempts, self._started)
 
     def _stop_all(self) -> None:
         """SIGTERM, and the time to save a checkpoint; a second signal ends the wait."""
@@ -404,12 +330,6 @@ class Runner:
     def _kill_all(self) -> None:
         for process in self._active:
             process.stop(signal.SIGKILL)
-
-
-def forget(store: Store, address: str) -> None:
-    """Make an artifact's step run again: its manifest and its parts go, its data is left to gc."""
-    parts = [found.key for found in store.keys(f"{address}/parts/")]
-    store.delete([f"{address}/manifest.json", *parts])
 
 
 def _known(made: Plan, name: str) -> Step:
