@@ -36,6 +36,16 @@ class Task:
     def place(self) -> Place:
         return self.base.place
 
+    @property
+    def stored(self) -> list[Stored]:
+        """The pivot's tensor and the targets' that fit."""
+        return [self.base, *(target for target in self.targets if target is not None)]
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        return sum(one.place.size for one in self.stored)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -43,6 +53,14 @@ class Shard:
 
     name: str
     tasks: tuple[Task, ...]
+
+    def batches(self, limit: int) -> list[tuple[Task, ...]]:
+        """Neighbours that are fetched and merged together, of up to `limit` bytes in all models.
+
+        A larger tensor goes alone. The largest come first, so that no thread ends late.
+        """
+        found = _grouped(self.tasks, [task.size for task in self.tasks], limit)
+        return sorted((tuple(group) for group in found), key=lambda group: -sum(task.size for task in group))
 
 
 def tasks(base: Weights, targets: Sequence[Weights], published: bool) -> list[Task]:
@@ -107,14 +125,7 @@ def shards(found: Sequence[Task]) -> list[Shard]:
     """The output's files: whole tensors in order, each file within the limit unless one tensor exceeds it."""
     total = sum(task.place.size for task in found)
     limit = max(SMALLEST_SHARD, min(LARGEST_SHARD, total // 8))
-    groups: list[list[Task]] = [[]]
-    filled = 0
-    for task in found:
-        if groups[-1] and filled + task.place.size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(task)
-        filled += task.place.size
+    groups = _grouped(found, [task.place.size for task in found], limit)
     if len(groups) == 1:
         return [Shard(SINGLE, tuple(groups[0]))]
     count = len(groups)
@@ -122,3 +133,16 @@ def shards(found: Sequence[Task]) -> list[Shard]:
         Shard(f"model-{number:05d}-of-{count:05d}.safetensors", tuple(group))
         for number, group in enumerate(groups, 1)
     ]
+
+
+def _grouped(found: Sequence[Task], sizes: Sequence[int], limit: int) -> list[list[Task]]:
+    """Neighbours together, as long as their sizes stay within the limit."""
+    groups: list[list[Task]] = [[]]
+    filled = 0
+    for task, size in zip(found, sizes, strict=True):
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(task)
+        filled += size
+    return groups

@@ -1,7 +1,8 @@
-"""One tensor of all models, ready to be read as often as a method asks, within a bounded memory.
+"""Some tensors of all models, ready to be read as often as a method asks, within a bounded memory.
 
-Used by stage merge. From folders it is read in place. From the store each byte is fetched once, by parallel
-ranges, into memory or, where the tensor is large, into a scratch file that has no name; never a whole model.
+Used by stage merge. From folders they are read in place. From the store each byte is fetched once, by
+parallel ranges, into memory or, where that would be too much, into a scratch file that has no name; never a
+whole model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from fusechat_stages.merge_tensors import Place, Weights
 from fusechat_stages.numerics.merge_tiles import Read
 
 RANGE_BYTES = 1 << 23
-"""One GET: large enough that its overhead is lost, small enough that a tensor is several."""
+"""One GET: large enough that its overhead is lost, small enough that a large tensor is several."""
+
+GAP_BYTES = 1 << 16
+"""Bytes between two tensors that are fetched along rather than asked for apart."""
 
 
 @dataclass(frozen=True)
@@ -33,108 +37,122 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Bytes of a tensor in an open file."""
+class Run:
+    """Tensors that lie together in one file of one model: bytes [start, stop)."""
 
-    file: int
+    weights: Weights
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Bytes of a tensor in an open file or in memory."""
+
+    where: int | bytearray
     start: int
     dtype: torch.dtype
 
 
+class Staged:
+    """Tensors that are at hand: made by `staged`."""
+
+    def __init__(self, slices: dict[Stored, _Slice]) -> None:
+        self._slices = slices
+
+    def read(self, stored: Sequence[Stored]) -> Read:
+        """A `Read` over tensors of one shape; its buffers grow to the largest block and are used again."""
+        slices = [self._slices[one] for one in stored]
+        buffers = [bytearray() for _ in slices]
+
+        def read(start: int, stop: int) -> list[torch.Tensor]:
+            return [_tensor(one, start, stop, buffers, number) for number, one in enumerate(slices)]
+
+        return read
+
+    def whole(self, one: Stored) -> torch.Tensor:
+        """One tensor in its own shape."""
+        if not one.place.numel:
+            return torch.empty(one.place.shape, dtype=one.place.dtype)
+        return self.read([one])(0, one.place.numel)[0].view(one.place.shape)
+
+
 @contextmanager
-def opened(stored: Sequence[Stored], pool: ThreadPoolExecutor, memory: int, scratch: Path) -> Iterator[Read]:
-    """A `Read` over the tensors, all of one shape; `pool` fetches what is in the store.
+def staged(
+    stored: Sequence[Stored], pool: ThreadPoolExecutor, memory: int, scratch: Path
+) -> Iterator[Staged]:
+    """Tensors of any number and shape; `pool` fetches what is in the store.
 
     Up to `memory` bytes are held in memory, more goes to `scratch`.
     """
-    if all(one.weights.folder for one in stored):
-        yield _from_files(
-            [_Slice(s.weights.file(s.place.file), s.place.start, s.place.dtype) for s in stored]
-        )
-    elif sum(one.place.size for one in stored) <= memory:
-        yield _from_memory([_fetched(one, pool) for one in stored])
-    else:
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            yield _from_files(_spooled(stored, pool, file.fileno()))
+    slices = {
+        s: _Slice(s.weights.file(s.place.file), s.place.start, s.place.dtype)
+        for s in stored
+        if s.weights.folder
+    }
+    far = [s for s in stored if not s.weights.folder]
+    found = runs(far)
+    total = sum(run.stop - run.start for run in found)
+    if total <= memory:
+        arena = bytearray(total)
+        yield Staged(slices | _fetched(far, found, arena, partial(_into_memory, memoryview(arena)), pool))
+        return
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        put = partial(_into_file, file.fileno())
+        yield Staged(slices | _fetched(far, found, file.fileno(), put, pool))
 
 
-def whole(one: Stored, pool: ThreadPoolExecutor) -> torch.Tensor:
-    """One tensor in its own shape, in memory."""
-    place = one.place
-    if not one.weights.folder:
-        return _fetched(one, pool).view(place.shape)
-    buffer = bytearray(place.size)
-    _fill(memoryview(buffer), one.weights.file(place.file), place.start)
-    return _view(buffer, place.dtype).view(place.shape)
+def runs(stored: Sequence[Stored]) -> list[Run]:
+    """What to fetch: neighbours in one file together, so that small tensors cost no request each."""
+    found: list[Run] = []
+    for one in sorted(stored, key=lambda s: (id(s.weights), s.place.file, s.place.start)):
+        weights, place, stop = one.weights, one.place, one.place.start + one.place.size
+        last = found[-1] if found else None
+        if (
+            last
+            and (last.weights, last.file) == (weights, place.file)
+            and place.start - last.stop <= GAP_BYTES
+        ):
+            found[-1] = Run(weights, last.file, last.start, max(last.stop, stop))
+        else:
+            found.append(Run(weights, place.file, place.start, stop))
+    return found
 
 
-def _from_memory(tensors: Sequence[torch.Tensor]) -> Read:
-    return lambda start, stop: [tensor[start:stop] for tensor in tensors]
-
-
-def _from_files(slices: Sequence[_Slice]) -> Read:
-    """Reads into buffers of its own, which grow to the largest block asked for and are used again."""
-    buffers = [bytearray() for _ in slices]
-
-    def read(start: int, stop: int) -> list[torch.Tensor]:
-        found = []
-        for number, one in enumerate(slices):
-            width = one.dtype.itemsize
-            length = (stop - start) * width
-            if len(buffers[number]) < length:
-                buffers[number] = bytearray(length)
-            _fill(memoryview(buffers[number])[:length], one.file, one.start + start * width)
-            found.append(torch.frombuffer(buffers[number], dtype=one.dtype, count=stop - start))
-        return found
-
-    return read
-
-
-def _fill(view: memoryview, file: int, start: int) -> None:
-    while view:
-        done = os.preadv(file, [view], start)
-        if not done:
-            raise ValueError("a file of weights became shorter while it was read; run the step again")
-        view, start = view[done:], start + done
-
-
-def _fetched(one: Stored, pool: ThreadPoolExecutor) -> torch.Tensor:
-    buffer = bytearray(one.place.size)
-    view = memoryview(buffer)
-
-    def put(start: int, data: bytes) -> None:
-        view[start : start + len(data)] = data
-
-    _wait(_ranges(one, pool, put))
-    return _view(buffer, one.place.dtype)
-
-
-def _spooled(stored: Sequence[Stored], pool: ThreadPoolExecutor, file: int) -> list[_Slice]:
-    """All tensors, one after the other, in an open file."""
-    slices, fetches, at = [], [], 0
-    for one in stored:
-        slices.append(_Slice(file, at, one.place.dtype))
-        fetches += _ranges(one, pool, partial(_write_all, file, at))
-        at += one.place.size
+def _fetched(
+    stored: Sequence[Stored],
+    found: Sequence[Run],
+    where: int | bytearray,
+    put: Callable[[int, bytes], None],
+    pool: ThreadPoolExecutor,
+) -> dict[Stored, _Slice]:
+    """Fetch the runs one after the other into `where`, and tell where each tensor is."""
+    offsets, at = {}, 0
+    fetches: list[Future[None]] = []
+    for run in found:
+        offsets[run] = at
+        fetches += [
+            pool.submit(_fetch, run, start, at, put) for start in range(run.start, run.stop, RANGE_BYTES)
+        ]
+        at += run.stop - run.start
     _wait(fetches)
+    slices = {}
+    for one in stored:
+        run = next(r for r in found if _holds(r, one))
+        slices[one] = _Slice(where, offsets[run] + one.place.start - run.start, one.place.dtype)
     return slices
 
 
-def _write_all(file: int, offset: int, start: int, data: bytes) -> None:
-    view, at = memoryview(data), offset + start
-    while view:
-        done = os.pwrite(file, view, at)
-        view, at = view[done:], at + done
+def _holds(run: Run, one: Stored) -> bool:
+    return (run.weights, run.file) == (
+        one.weights,
+        one.place.file,
+    ) and run.start <= one.place.start < run.stop
 
 
-def _ranges(one: Stored, pool: ThreadPoolExecutor, put: Callable[[int, bytes], None]) -> list[Future[None]]:
-    """Fetch a tensor in ranges, each handed to `put(start, data)` in its own thread."""
-    size = one.place.size
-
-    def fetch(start: int) -> None:
-        put(start, one.weights.read(one.place, start, min(RANGE_BYTES, size - start)))
-
-    return [pool.submit(fetch, start) for start in range(0, size, RANGE_BYTES)]
+def _fetch(run: Run, start: int, offset: int, put: Callable[[int, bytes], None]) -> None:
+    put(offset + start - run.start, run.weights.read(run.file, start, min(RANGE_BYTES, run.stop - start)))
 
 
 def _wait(fetches: Sequence[Future[None]]) -> None:
@@ -144,5 +162,27 @@ def _wait(fetches: Sequence[Future[None]]) -> None:
         fetch.result()
 
 
-def _view(buffer: bytearray, dtype: torch.dtype) -> torch.Tensor:
-    return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
+def _into_memory(view: memoryview, start: int, data: bytes) -> None:
+    view[start : start + len(data)] = data
+
+
+def _into_file(file: int, start: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, start)
+        view, start = view[done:], start + done
+
+
+def _tensor(one: _Slice, start: int, stop: int, buffers: list[bytearray], number: int) -> torch.Tensor:
+    width, count = one.dtype.itemsize, stop - start
+    if isinstance(one.where, bytearray):
+        return torch.frombuffer(one.where, dtype=one.dtype, count=count, offset=one.start + start * width)
+    if len(buffers[number]) < count * width:
+        buffers[number] = bytearray(count * width)
+    view, at = memoryview(buffers[number])[: count * width], one.start + start * width
+    while view:
+        done = os.preadv(one.where, [view], at)
+        if not done:
+            raise ValueError("a file of weights became shorter while it was read; run the step again")
+        view, at = view[done:], at + done
+    return torch.frombuffer(buffers[number], dtype=one.dtype, count=count)

@@ -77,11 +77,13 @@ class Weights:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def read(self, place: Place, start: int, length: int) -> bytes:
-        """Bytes [start, start + length) of a tensor. ValueError if the file ends before them."""
-        data = self.source.read(place.file, place.start + start, length)
+    def read(self, file: str, start: int, length: int) -> bytes:
+        """Bytes [start, start + length) of a file. ValueError if it ends before them."""
+        data = self.source.read(file, start, length)
         if len(data) != length:
-            raise ValueError(f"{place.file} of {self.label} ends within {place.name}: fetch the model again")
+            raise ValueError(
+                f"{file} of {self.label} ends at byte {start + len(data)}; fetch the model again"
+            )
         return data
 
     def _files(self) -> list[str]:

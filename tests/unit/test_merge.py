@@ -6,12 +6,13 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from fusechat.errors import MissingInput
 from fusechat.store import FileEntry
-from fusechat_stages import merge, merge_plan, merge_source
+from fusechat_stages import merge, merge_plan, merge_source, merge_work
 from fusechat_stages.artifacts import FolderInput, FolderOutput, Input, Stopped
 from fusechat_stages.entry import run_local
-from safetensors.torch import load_file, save_file
 
 EMBEDDING, HEAD, LAYER = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"
 SCE = {"method": "sce", "selectTopK": 0.5}
@@ -229,7 +230,7 @@ class Ranges(Input):
 @pytest.mark.parametrize("profile", ["Corrected", "Published"])
 def test_from_a_store_every_byte_is_read_once_by_range(tmp_path, monkeypatch, memory, profile):
     monkeypatch.setattr(merge_source, "RANGE_BYTES", 40)
-    monkeypatch.setattr(merge, "MEMORY", memory)
+    monkeypatch.setattr(merge_work, "MEMORY", memory)
     folders = case(tmp_path, tensors(1), tensors(2, dtype=torch.float32))
     want, _ = run(tmp_path, folders, profile=profile)
     inputs = {}

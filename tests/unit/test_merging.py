@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from fusechat_stages.numerics import merge_published
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusechat_stages.numerics import merge_published, merge_study
 from fusechat_stages.numerics.merge_settings import METHODS, Settings
 from fusechat_stages.numerics.merge_tiles import Stream, Workspace
 from fusechat_stages.numerics.merging import merge_tensor
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TILE = 64
 ELEMENTWISE = ("linear", "task_arithmetic", "varm")
@@ -149,6 +150,17 @@ def test_of_equal_variances_the_lowest_index_is_selected():
     assert facts.coefficients == pytest.approx((0.5, 0.5))
     _, facts = merge(base, [first, second], method="sce", selectTopK=0.25)
     assert facts.coefficients == pytest.approx((1.0, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in bfloat16 many variances are equal
+def test_a_pass_more_for_what_is_not_held_changes_nothing(monkeypatch, dtype):
+    base, targets = random_models(11, 3, size=5000, scale=1e-3, dtype=dtype)
+    one, held = merge(base, targets, method="sce", selectTopK=0.3)
+    monkeypatch.setattr(merge_study, "HELD", 0)
+    other, passed = merge(base, targets, method="sce", selectTopK=0.3)
+    assert held.thresholds == passed.thresholds
+    assert held.coefficients == pytest.approx(passed.coefficients, rel=1e-6)
+    assert torch.equal(one, other)
 
 
 def test_of_equal_magnitudes_ties_keeps_the_lowest_index():

@@ -17,7 +17,7 @@ import torch
 
 from fusechat_stages.numerics.merge_select import Threshold
 from fusechat_stages.numerics.merge_settings import Settings, uniform
-from fusechat_stages.numerics.merging import MERGEKIT_FLOOR, Facts, slerp_factors
+from fusechat_stages.numerics.merge_study import MERGEKIT_FLOOR, Facts, slerp_factors
 
 CHUNK = 1 << 16
 """Elements whose variance is taken at a time: torch.var over the first dimension runs at 10 M elements/s."""

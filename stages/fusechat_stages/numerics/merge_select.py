@@ -3,6 +3,9 @@
 Used by merging. Two passes over the values: a histogram of the upper half of each float's bits finds the bin
 of the k-th largest, a histogram of the lower half within that bin finds the value itself. Knows nothing of
 what the values mean. Memory: two histograms, whatever the tensor's size.
+
+A caller that wants to be done with the second pass splits each tile by that bin itself (`split`): what is
+above it is kept, and of the few inside it those that `best` says.
 """
 
 from __future__ import annotations
@@ -67,6 +70,25 @@ class TopK:
         self._bin = int(np.flatnonzero(at_least >= self._k)[-1])
         self._above = int(at_least[self._bin] - self._coarse[self._bin])
         return True
+
+    @property
+    def inside(self) -> int:
+        """Values in the bin that the k-th largest is in."""
+        assert self._bin is not None, "aim said that nothing is left to find"
+        return int(self._coarse[self._bin])
+
+    def split(self, values_N: torch.Tensor) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Indices of the values above that bin, and of those inside."""
+        assert self._bin is not None, "aim said that nothing is left to find"
+        upper = values_N.view(torch.int32).numpy() >> HALF
+        return np.flatnonzero(upper > self._bin), np.flatnonzero(upper == self._bin)
+
+    def best(self, inside: NDArray[np.float32]) -> tuple[NDArray[np.intp], Threshold]:
+        """Which of all values inside the bin, in order of their indices, are kept; and the threshold."""
+        wanted = self._k - self._above
+        order = np.argsort(-inside, kind="stable")[:wanted]
+        value = inside[order[-1]]
+        return order, Threshold(float(value), int((inside[order] == value).sum()), self._k)
 
     def refine(self, values_N: torch.Tensor) -> None:
         """Second pass, over the same values as the first."""

@@ -11,45 +11,23 @@ Shapes: T targets, N elements of a tile. delta = target - base.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from fusechat_stages.numerics.merge_select import Picker, Threshold, TopK
-from fusechat_stages.numerics.merge_settings import Settings, uniform
+from fusechat_stages.numerics import merge_study
+from fusechat_stages.numerics.merge_select import Picker
+from fusechat_stages.numerics.merge_settings import Settings
+from fusechat_stages.numerics.merge_study import MERGEKIT_FLOOR, Facts
 from fusechat_stages.numerics.merge_tiles import Stream, Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALLEST = torch.finfo(torch.float32).tiny
-MERGEKIT_FLOOR = 1e-6
-"""mergekit's sce: below this sum of mean squares its coefficients are uniform, and no divisor is smaller."""
-
-PARALLEL = 0.9995
-"""Cosine beyond which slerp interpolates linearly (Shoemake 1985; mergekit's bound)."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the study of one tensor found: a coefficient per target, and which elements count.
-
-    `thresholds`: one for sce (on the variance between targets), one per target for ties (on |delta|).
-    """
-
-    coefficients: tuple[float, ...]
-    thresholds: tuple[Threshold, ...] = ()
-
-    @property
-    def selected(self) -> int | None:
-        """Elements that passed the thresholds, of all targets together; None where there is no threshold."""
-        return sum(t.count for t in self.thresholds) if self.thresholds else None
-
-
 Study = Callable[[Stream, Settings], Facts]
 Combine = Callable[[Tile, Facts, Sequence[Picker], Settings], torch.Tensor]
 Write = Callable[[Tile, torch.Tensor], None]
@@ -76,94 +54,13 @@ def merge_tensor(stream: Stream, settings: Settings, write: Write) -> Facts:
     return facts
 
 
-# Studies
-
-
-def _given(stream: Stream, settings: Settings) -> Facts:
-    """The user's weights: no pass."""
-    return Facts(settings.weights)
-
-
-def _sce_study(stream: Stream, settings: Settings) -> Facts:
-    """Select and calculate of SCE (arXiv 2408.07990, section 3.3 and Algorithm 1).
-
-    The k = selectTopK * n elements of greatest variance between targets are selected (n: elements whose
-    variance is not 0; in Algorithm 1 all), and a target's coefficient is its share in their sum of squares.
-    """
-    threshold = _most_varying(stream, settings)
-    squares = _sums(_selected_squares(stream, threshold), stream.targets)
-    floor = MERGEKIT_FLOOR * stream.numel if settings.variant == "mergekit" else 0.0
-    return Facts(_shares(squares, floor), (threshold,))
-
-
-def _most_varying(stream: Stream, settings: Settings) -> Threshold:
-    if settings.select_topk >= 1:
-        return Threshold.everything(stream.numel)
-    top = TopK()
-    for tile in stream.tiles():
-        top.count(_variance(tile))
-    population = top.seen if settings.variant == "paper" else top.nonzero
-    if top.aim(int(settings.select_topk * population)):
-        for tile in stream.tiles():
-            top.refine(_variance(tile))
-    return top.threshold()
-
-
-def _selected_squares(stream: Stream, threshold: Threshold) -> Iterator[NDArray[np.float64]]:
-    """Per tile, per target: the sum of squares of the selected deltas."""
-    picker = Picker(threshold)
-    for tile in stream.tiles():
-        chosen = None if threshold.value < 0 else _indices(picker.mask(_variance(tile)))
-        deltas = tile.deltas()
-        yield _squares(deltas if chosen is None else deltas.index_select(1, chosen))
-
-
-def _varm_study(stream: Stream, settings: Settings) -> Facts:
-    """Variation ratio (arXiv 2402.16107, section 3.4): a target's share in the sum of squared deltas."""
-    return Facts(_shares(_sums((_squares(t.deltas()) for t in stream.tiles()), stream.targets)))
-
-
-def _ties_study(stream: Stream, settings: Settings) -> Facts:
-    """Trim of TIES (arXiv 2306.01708): the density * numel largest |delta| of each target."""
-    if settings.density >= 1:
-        return Facts(settings.weights, (Threshold.everything(stream.numel),) * stream.targets)
-    tops = [TopK() for _ in range(stream.targets)]
-    for tile in stream.tiles():
-        for top, delta_N in zip(tops, tile.deltas().abs_(), strict=True):
-            top.count(delta_N)
-    unsettled = [top for top in tops if top.aim(int(settings.density * stream.numel))]
-    if unsettled:  # then all are: their counts are the same
-        for tile in stream.tiles():
-            for top, delta_N in zip(tops, tile.deltas().abs_(), strict=True):
-                top.refine(delta_N)
-    return Facts(settings.weights, tuple(top.threshold() for top in tops))
-
-
-def _slerp_study(stream: Stream, settings: Settings) -> Facts:
-    """The two factors of spherical interpolation between two targets (Shoemake 1985)."""
-    first, second, product = _sums((_products(t.targets()) for t in stream.tiles()), 3)
-    return Facts(slerp_factors(first, second, product, settings.t))
-
-
-def slerp_factors(first: float, second: float, product: float, t: float) -> tuple[float, float]:
-    """Factors of two vectors, from their squared norms and dot product, at `t` of the arc between them."""
-    lengths = math.sqrt(first) * math.sqrt(second)
-    cosine = product / lengths if lengths else 0.0
-    if abs(cosine) > PARALLEL:
-        return 1 - t, t
-    angle = math.acos(cosine)
-    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-
-
 # Combinations: each returns the merged values, float32[N]
 
 
 def _weighted_sum(tile: Tile, facts: Facts, pickers: Sequence[Picker], settings: Settings) -> torch.Tensor:
     """sum_j c_j target_j: linear and slerp."""
-    if settings.normalize:
-        return _weighted_deltas(
-            tile, facts, pickers, settings
-        )  # the same, with a small delta's rounding error
+    if settings.normalize:  # the same in other words, with the rounding errors of small deltas
+        return _weighted_deltas(tile, facts, pickers, settings)
     return torch.mv(tile.targets().T, _row(facts.coefficients), out=tile.a_N)
 
 
@@ -196,7 +93,7 @@ def _sce_combine(tile: Tile, facts: Facts, pickers: Sequence[Picker], settings: 
     if settings.variant == "fuseai" or threshold.value < 0:
         deltas = tile.deltas()
         return _erased(deltas, facts, settings, tile).add_(tile.base_N)
-    chosen = _indices(pickers[0].mask(_variance(tile)))
+    chosen = merge_study.indices(pickers[0].mask(merge_study.variance(tile)))
     deltas = tile.deltas().index_select(1, chosen)
     return tile.base_N.index_add_(0, chosen, _erased(deltas, facts, settings, None))
 
@@ -243,51 +140,8 @@ def _dropped(tile: Tile, settings: Settings) -> torch.Tensor:
     return deltas.mul_(1 / settings.density)
 
 
-# Sums
-
-
-def _variance(tile: Tile) -> torch.Tensor:
-    """float32[N]: variance over the targets of their deltas, which is that of their values.
-
-    Taken about the first target: identical targets give exactly 0, and nothing cancels (the squares' mean is
-    at most 2 T times the variance).
-    """
-    values = tile.targets()
-    others = values[1:].sub_(values[0])
-    squares = torch.sum(torch.mul(others, others, out=tile.y_TN[1:]), 0, out=tile.a_N)
-    mean = torch.sum(others, 0, out=tile.b_N).div_(len(values))
-    return squares.div_(len(values)).addcmul_(mean, mean, value=-1).clamp_(min=0)
-
-
-def _squares(deltas_TN: torch.Tensor) -> NDArray[np.float64]:
-    """float64[T]. float32 within a tile (pairwise summation), exact beyond it: see `_sums`."""
-    return (deltas_TN * deltas_TN).sum(1).double().numpy()
-
-
-def _products(pair_2N: torch.Tensor) -> NDArray[np.float64]:
-    """float64[3]: squared norms of both rows, and their dot product."""
-    first, second = pair_2N
-    sums = [(first * first).sum(), (second * second).sum(), (first * second).sum()]
-    return torch.stack(sums).double().numpy()
-
-
-def _sums(parts: Iterator[NDArray[np.float64]], width: int) -> list[float]:
-    """Column sums, correctly rounded whatever the order of the parts."""
-    rows = list(parts)
-    return [math.fsum(row[column] for row in rows) for column in range(width)]
-
-
-def _shares(squares: Sequence[float], floor: float = 0.0) -> tuple[float, ...]:
-    total = math.fsum(squares)
-    return tuple(s / total for s in squares) if total > floor else uniform(len(squares))
-
-
 def _row(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
-
-
-def _indices(mask: NDArray[np.bool_]) -> torch.Tensor:
-    return torch.from_numpy(np.flatnonzero(mask))
 
 
 def _float(mask: NDArray[np.bool_], out: torch.Tensor) -> torch.Tensor:
@@ -295,12 +149,12 @@ def _float(mask: NDArray[np.bool_], out: torch.Tensor) -> torch.Tensor:
 
 
 METHODS = {
-    "sce": Method(_sce_study, _sce_combine),
-    "linear": Method(_given, _weighted_sum),
-    "task_arithmetic": Method(_given, _weighted_deltas),
-    "ties": Method(_ties_study, _consensus),
-    "dare_linear": Method(_given, _weighted_deltas),
-    "dare_ties": Method(_given, _consensus),
-    "slerp": Method(_slerp_study, _weighted_sum),
-    "varm": Method(_varm_study, _weighted_deltas),
+    "sce": Method(merge_study.sce, _sce_combine),
+    "linear": Method(merge_study.given, _weighted_sum),
+    "task_arithmetic": Method(merge_study.given, _weighted_deltas),
+    "ties": Method(merge_study.ties, _consensus),
+    "dare_linear": Method(merge_study.given, _weighted_deltas),
+    "dare_ties": Method(merge_study.given, _consensus),
+    "slerp": Method(merge_study.slerp, _weighted_sum),
+    "varm": Method(merge_study.varm, _weighted_deltas),
 }
