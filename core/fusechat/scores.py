@@ -126,12 +126,23 @@ def format_score(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
+def format_difference(value: float) -> str:
+    """Three decimals with their sign; what rounds to nothing has none."""
+    shown = f"{value:+.3f}"
+    return "0.000" if float(shown) == 0 else shown
+
+
 def format_limits(interval: Interval, signed: bool = False) -> str:
-    """`0.497 to 0.528`, with signs for a difference."""
+    """`0.497 to 0.528`, with signs for a difference; `-` where there are none."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "-"
-    form = "+.3f" if signed else ".3f"
-    return f"{interval.low:{form}} to {interval.high:{form}}"
+    shown = format_difference if signed else format_score
+    return f"{shown(interval.low)} to {shown(interval.high)}"
+
+
+def label(kind: str, name: str) -> str:
+    """How a model is called in a sentence or a chart: `pivot`, `source math`, `fused`."""
+    return kind.lower() if kind in ("Pivot", "Fused") else f"{kind.lower()} {name}"
 
 
 def _ordered(subjects: Sequence[Subject]) -> list[Subject]:
@@ -163,7 +174,7 @@ def _notes(asked: Sequence[Subject]) -> tuple[str, ...]:
         ("truncated", "Answers cut at the token limit"),
         ("tooLong", "Not asked, for the prompt fills the context, and counted as wrong"),
     ):
-        if counts := [f"{s.kind.lower()} {s.name} {s.metrics[key]}" for s in asked if s.metrics.get(key)]:
+        if counts := [f"{label(s.kind, s.name)} {s.metrics[key]}" for s in asked if s.metrics.get(key)]:
             found.append(f"{words}: {', '.join(counts)}.")
     return tuple(found)
 
@@ -173,7 +184,7 @@ def _header(table: ScoreTable) -> list[str]:
 
 
 def _cells(table: ScoreTable, row: Row) -> list[str]:
-    value = f"{row.difference.value:+.3f}" if row.difference else ""
+    value = format_difference(row.difference.value) if row.difference else ""
     limits = format_limits(row.difference, signed=True) if row.difference else ""
     parts = [format_score(row.parts[c]) if c in row.parts else "" for c in table.columns]
     score = [row.kind, row.name, format_score(row.score.value), format_limits(row.score)]

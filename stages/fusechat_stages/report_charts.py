@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusechat.intervals import Interval
-
 from fusechat_stages.report_html import Html, el
 from fusechat_stages.report_style import COLOURS, DASHES
 
@@ -45,11 +44,14 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, steps of 1, 2 or 5 times a power of 10."""
+def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`.
+
+    In steps of 1, 2 or 5 times a power of 10, never below `least`: 1 for what is counted.
+    """
     if not high > low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    raw = (high - low) / about
+    raw = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -106,7 +108,7 @@ def line_chart(
     markers: bool = False,
     from_zero: bool = False,
 ) -> Html:
-    """Lines over a common axis, named below."""
+    """Lines over an axis of whole numbers (steps, layers), named below."""
     width, left, right, top, bottom = WIDTH, 58, 16, 12, 240
     shown = [Series(s.name, [p for p in s.points if all(map(math.isfinite, p))]) for s in series]
     xs = [x for s in shown for x, _ in s.points] or [0.0, 1.0]
@@ -116,7 +118,7 @@ def line_chart(
     parts = [_horizontal(y(m), left, width - right, label(m)) for m in marks]
     parts += [
         _vertical(x(m), bottom, bottom, label(m))
-        for m in ticks(min(xs), max(xs), 8)
+        for m in ticks(min(xs), max(xs), 8, least=1)
         if min(xs) <= m <= max(xs)
     ]
     for n, one in enumerate(shown):

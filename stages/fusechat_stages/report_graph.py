@@ -10,9 +10,21 @@ from collections.abc import Mapping, Sequence
 from fusechat_stages.report_data import StepFacts
 from fusechat_stages.report_html import Html, el
 
-COLUMNS = ("resolve", "fetch", "extract", "count", "map", "align", "filter", "fuse", "merge", "evaluate")
-WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 118, 34, 34, 10, 26
-NAME_CHARACTERS = 18
+COLUMNS = (
+    "resolve",
+    "fetch",
+    "extract",
+    "count",
+    "map",
+    "align",
+    "filter",
+    "fuse",
+    "merge",
+    "evaluate",
+    "perplexity",
+)
+WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 112, 34, 27, 10, 26
+NAME_CHARACTERS = 17
 
 
 def graph(steps: Sequence[StepFacts]) -> Html:
@@ -35,8 +47,13 @@ def graph(steps: Sequence[StepFacts]) -> Html:
 
 
 def column(step: StepFacts) -> str:
-    """The column of a step: its stage; align's two preparing operations stand before it."""
-    return str(step.params.get("op")) if step.params.get("op") in ("count", "map") else step.stage
+    """The column of a step: its stage; align's preparing operations and further benchmarks have their own."""
+    if step.params.get("op") in ("count", "map"):
+        return str(step.params["op"])
+    if step.stage == "evaluate":
+        benchmark = str(step.params.get("benchmark", "exactMatch"))
+        return "evaluate" if benchmark == "exactMatch" else benchmark
+    return step.stage
 
 
 def layout(steps: Sequence[StepFacts]) -> dict[str, tuple[int, float]]:
@@ -51,7 +68,7 @@ def layout(steps: Sequence[StepFacts]) -> dict[str, tuple[int, float]]:
     places: dict[str, tuple[int, float]] = {}
     for n, name in enumerate(named):
         members = columns[name]
-        if name != "evaluate":  # the order of the score table reads better than short edges
+        if members[0].stage != "evaluate":  # there the score table's order reads better than short edges
             members = sorted(members, key=lambda step: _mean_row(step, row))
         offset = (tallest - len(members)) / 2
         for i, step in enumerate(members):

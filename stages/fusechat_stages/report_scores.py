@@ -9,8 +9,16 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fusechat.intervals import Interval
-from fusechat.scores import Row, ScoreTable, format_limits, format_score, perplexity_table, score_table
-
+from fusechat.scores import (
+    Row,
+    ScoreTable,
+    format_difference,
+    format_limits,
+    format_score,
+    label,
+    perplexity_table,
+    score_table,
+)
 from fusechat_stages.report_charts import interval_chart, radar_chart
 from fusechat_stages.report_data import RunFacts
 from fusechat_stages.report_html import Html, el, figure, section, table
@@ -27,7 +35,7 @@ def verdict(facts: RunFacts) -> Iterator[str]:
     share, n = fused.score.value, fused.score.n
     yield f"The fused model answers {share:.1%} of {n:,} questions right ({limits(fused.score)})."
     rivals = [_best(made.rows, kind) for kind in ("Pivot", "Control", "Target")]
-    parts = [f"{_gap(row.difference)} {_called(row)}" for row in rivals if row and row.difference]
+    parts = [_gap(row.difference, _called(row)) for row in rivals if row and row.difference]
     if parts:
         yield f"That is {'; '.join(parts)}."
 
@@ -40,9 +48,12 @@ def _best(rows: Sequence[Row], kind: str) -> Row | None:
     return max((row for row in rows if row.kind == kind), key=lambda row: row.score.value, default=None)
 
 
-def _gap(found: Interval) -> str:
-    points = f"{abs(found.value) * 100:.1f} points {'above' if found.value >= 0 else 'below'}"
-    return points if found.decided else f"{points} (not beyond chance)"
+def _gap(found: Interval, other: str) -> str:
+    points = f"{abs(found.value) * 100:.1f}"
+    if float(points) == 0:
+        return f"level with {other}"
+    chance = "" if found.decided else " (within chance)"
+    return f"{points} points {'above' if found.value > 0 else 'below'} {other}{chance}"
 
 
 def _called(row: Row) -> str:
@@ -84,7 +95,7 @@ def _interval_figure(made: ScoreTable) -> Html:
     better = "less is better" if made.lower_is_better else "more is better"
     first = figure(
         interval_chart(f"{made.measure} of every model", rows, f"{made.measure} ({better})", strong=fused),
-        "Dot: the measured value. Line: its 95% interval over the questions.",
+        "Dot: the measured value. Line: its 95% interval.",
     )
     gaps = [(_label(row), row.difference) for row in made.rows if row.difference]
     if not gaps:
@@ -112,7 +123,7 @@ def _score_table(made: ScoreTable) -> Html:
             row.kind,
             format_score(row.score.value),
             format_limits(row.score),
-            f"{row.difference.value:+.3f}" if row.difference else "",
+            format_difference(row.difference.value) if row.difference else "",
             format_limits(row.difference, signed=True) if row.difference else "",
             *(format_score(row.parts[c]) if c in row.parts else "" for c in made.columns),
         ]
@@ -141,4 +152,4 @@ def _radar(made: ScoreTable) -> Html | None:
 
 
 def _label(row: Row) -> str:
-    return row.kind.lower() if row.kind in ("Pivot", "Fused") else f"{row.kind.lower()} {row.name}"
+    return label(row.kind, row.name)

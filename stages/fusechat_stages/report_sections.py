@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusechat.scores import label
 from fusechat_stages.report_charts import Series, bar_chart, line_chart
 from fusechat_stages.report_data import Curve, RunFacts, StepFacts, by_layer
 from fusechat_stages.report_graph import duration, graph, state_of
@@ -108,18 +109,13 @@ def training(facts: RunFacts) -> Html | None:
 
 
 def _curves_figure(curves: Sequence[Curve], key: str, title: str, axis: str) -> Html | None:
-    series = [Series(_subject(c.subject), c.of(key)) for c in curves]
+    series = [Series(label(*c.subject), c.of(key)) for c in curves]
     series = [one for one in series if one.points]
     if not series:
         return None
     return figure(
         line_chart(title, series, "optimiser step", axis), f"{title}, mean over equal shares of the steps."
     )
-
-
-def _subject(subject: tuple[str, str]) -> str:
-    kind, name = subject
-    return "fused" if kind == "Fused" else f"{kind.lower()} {name}"
 
 
 KINDS = {"exact": "exact", "mapped": "mapped", "oneHot": "one-hot", "empty": "no position"}

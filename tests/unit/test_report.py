@@ -2,19 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
 from fusechat.errors import MissingInput
 from fusechat.intervals import wilson
+from fusechat.scores import Subject
 from fusechat_stages import report
 from fusechat_stages.artifacts import FolderOutput
 from fusechat_stages.report_charts import Scale, Series, interval_chart, line_chart, radar_chart, ticks
 from fusechat_stages.report_data import by_layer, gather, thinned
 from fusechat_stages.report_graph import duration, layout
 from fusechat_stages.report_html import el, table
-
+from fusechat_stages.report_scores import verdict
 from tests.unit.report_example import Example, FolderStore
 
 NASTY = '<script>alert("x")</script> & \'"'
@@ -94,7 +97,7 @@ def test_the_page_tells_the_run(example):
         "layer 5",
         "41.7%",
         "99.3%",
-        "Empty answers, wrong unless that was expected: pivot base 3",
+        "Empty answers, wrong unless that was expected: pivot 3",
     ):
         assert words in text, words
 
@@ -225,6 +228,27 @@ def test_ticks_are_round_and_cover_the_values(low, high, want):
     assert found[0] <= low
     assert found[-1] >= high
     assert want is None or found == want
+
+
+def test_what_is_counted_has_whole_ticks():
+    assert ticks(1, 3, 8, least=1) == [1, 2, 3]
+
+
+GAPS = [
+    ({"a": True, "b": False}, {"a": True, "b": False}, "level with the pivot"),
+    ({"a": True, "b": True}, {"a": True, "b": False}, "50.0 points above the pivot (within chance)"),
+    ({str(i): False for i in range(99)}, {str(i): True for i in range(99)}, "100.0 points below the pivot."),
+]
+
+
+@pytest.mark.parametrize(("fused", "pivot", "said"), GAPS)
+def test_the_head_says_no_more_than_the_interval_does(fused, pivot, said):
+    subjects = [
+        Subject(kind, kind, {"score": sum(x.values()) / len(x), "n": len(x), "ci95": [0, 1]}, x)
+        for kind, x in (("Fused", fused), ("Pivot", pivot))
+    ]
+    facts = replace(gather(FolderStore(Path("nowhere")), {}), subjects={"exactMatch": tuple(subjects)})
+    assert said in " ".join(verdict(facts))
 
 
 def test_a_dot_stands_where_its_value_is():

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+
 from fusechat.scores import (
     Subject,
+    format_difference,
     perplexity_table,
     read_outcomes,
     render_markdown,
@@ -62,7 +64,7 @@ def test_text_has_one_aligned_line_a_row_and_says_what_was_left_unanswered():
     assert lines[1].startswith("Pivot    b ")
     assert "+0.400" in lines[1]
     assert "0.100 to 0.900" in lines[1]
-    assert lines[6].strip() == "Empty answers, wrong unless that was expected: pivot b 2."
+    assert lines[6].strip() == "Empty answers, wrong unless that was expected: pivot 2."
     assert lines[7].strip() == "Answers cut at the token limit: control SFT 1."
 
 
@@ -92,3 +94,10 @@ def test_outcomes_are_read_from_the_stage_s_files():
 def test_records_of_one_id_are_told_apart_by_their_order():
     answers = [json.dumps({"id": i, "correct": c}) for i, c in [("a", True), ("b", True), ("a", False)]]
     assert read_outcomes(answers) == {"a": True, "b": True, "a#2": False}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0344, "+0.034"), (-0.5, "-0.500"), (-0.0004, "0.000"), (0.0, "0.000")]
+)
+def test_a_difference_that_rounds_to_nothing_has_no_sign(value, shown):
+    assert format_difference(value) == shown
