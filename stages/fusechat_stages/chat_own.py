@@ -36,8 +36,8 @@ def find(template: str | Mapping[str, str], tokenizer: Any) -> Template | OwnTem
     name, end = spec["name"], spec.get("endOfTurn")
     if name == AUTO and end:
         raise ValueError(
-            "template auto is the tokenizer's own and takes no endOfTurn; profile Published needs the pivot's "
-            f"template by name: one of {', '.join(TEMPLATES)}"
+            "template auto is the tokenizer's own and takes no endOfTurn; profile Published needs the "
+            f"pivot's template by name: one of {', '.join(TEMPLATES)}"
         )
     if name == AUTO:
         return OwnTemplate.of(tokenizer)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from fusechat_stages import chat, shards
+
 from tests import tokenizers
 
 GOLDEN = Path(__file__).with_name("extract_block.arrow")

@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from fusechat_stages import chat
+from hypothesis import given, settings
+
 from tests import tokenizers
+from tests.chat_law import TEXTS, assert_lawful, conversation, supervised_texts
 
 BUILT = cache(lambda kind: tokenizers.KINDS[kind]())
 LAWFUL = [kind for kind in tokenizers.KINDS if kind not in ("marker, no bytes", "byte-level, NFC")]
-TEXTS = st.one_of(
-    st.sampled_from(
-        [
-            "",
-            " ",
-            "\n",
-            "\ncode",
-            "  two",
-            " one",
-            "end ",
-            "\n\n",
-            "你好，世界",
-            "👍🏽 ok",
-            "\t\r\n",
-            "é",
-            "a<|b",
-        ]
-    ),
-    st.text(alphabet=st.sampled_from(list("ab Zé你\n\t 👍🏽<|>[]/0'.")), max_size=24),
-)
-
-
-def conversation(*texts: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
-
-
-def supervised_texts(tokenizer, template, messages) -> list[bytes]:
-    """Bytes of every turn's supervised tokens, its end-of-turn left out, or a reason."""
-    told = chat.render(tokenizer, template, messages, 10_000)
-    assert told.reason is None, told.reason
-    known = chat.token_bytes(tokenizer)
-    end = len(chat._chat(tokenizer, template).end)
-    return [b"".join(known[i] for i in told.input_ids[t.start : t.end - end]) for t in told.turns]
 
 
 @pytest.mark.parametrize("template", [*chat.TEMPLATES, "auto"])
@@ -57,30 +23,7 @@ def test_supervised_tokens_are_the_rendered_answer_and_its_end(kind, template, q
     tokenizer = BUILT(kind)
     if template == "auto" and not tokenizer.chat_template:
         pytest.skip("a tokenizer without a template of its own")
-    messages = conversation(question, first, "and then?", second)
-    told = chat.render(tokenizer, template, messages, 10_000)
-    strip = template in ("llama-3", "gemma")
-    answers = [text.strip() if strip else text for text in (first, second)]
-    for supervised, answer in zip(supervised_texts(tokenizer, template, messages), answers, strict=True):
-        assert supervised in (answer.encode(), b" " + answer.encode())
-    assert [turn.answer_bytes for turn in told.turns] == [len(answer.encode()) for answer in answers]
-    check_ends(told)
-    for n in (1, 3):
-        prompt = chat.prompt_ids(tokenizer, template, messages[:n])
-        assert told.input_ids[: told.turns[n // 2].start] == prompt
-
-
-def check_ends(told: chat.Conversation) -> None:
-    """End bytes never go back within an answer, and reach its end just before the end-of-turn."""
-    at = 0
-    for turn in told.turns:
-        ends = told.end_bytes[at : at + turn.end - turn.start]
-        at += turn.end - turn.start
-        assert all(a <= b for a, b in pairwise(ends))
-        assert turn.answer_bytes + 1 in ends
-        before = [end for end in ends if end <= turn.answer_bytes]
-        assert (before[-1] if before else 0) == turn.answer_bytes
-    assert at == len(told.end_bytes)
+    assert_lawful(tokenizer, template, question, first, second)
 
 
 GOLDEN = {

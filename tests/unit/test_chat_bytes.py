@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from fusechat_stages.token_bytes import special_ids, token_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from fusechat_stages.token_bytes import special_ids, token_bytes
 from tests import tokenizers
 
 BUILT = cache(lambda kind: tokenizers.KINDS[kind]())

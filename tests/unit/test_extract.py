@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from fusechat_stages import chat, extract, models, shards
 from fusechat_stages.artifacts import Stopped
 from fusechat_stages.entry import run_local
 from fusechat_stages.scorer import batches
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from tests import tokenizers
 
 PARAMS = {

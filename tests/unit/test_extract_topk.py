@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fusechat_stages.numerics.topk import BLOCK, top_k, top_rows_
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fusechat_stages.numerics.topk import BLOCK, top_k, top_rows_
 
 
 def reference(logits_RV: torch.Tensor, k: int) -> list[list[int]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fusechat_stages import models
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fusechat_stages import models
 from tests import tokenizers
 
 SIZES = {
