@@ -70,7 +70,7 @@ def merge_counts(parts: Sequence[PairCounts]) -> PairCounts:
     return PairCounts(keys_E[starts], np.add.reduceat(counts_E, starts), pivots.pop())
 
 
-def merge_ranges(parts: Sequence[PairCounts], sources: int, pairs: int = 1 << 20) -> Iterator[PairCounts]:
+def merge_ranges(parts: Sequence[PairCounts], sources: int, pairs: int = 1 << 18) -> Iterator[PairCounts]:
     """The sum in slices of source ids, each of about `pairs` pairs before adding: memory stays bounded.
 
     `parts` may be memory mapped. A source token's pairs are never cut apart.
