@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from fusechat_stages.entry import FolderInput
-from fusechat_stages.training.batches import Schedule, build, cosine, split
+from fusechat_stages.training.batches import Schedule, build, rate, split
 from fusechat_stages.training.examples import Examples, compile_examples
 from fusechat_stages.training.head import Fusion
 from fusechat_stages.training.recipe import Recipe
@@ -101,11 +101,14 @@ def test_a_batch_holds_each_samples_rows_and_the_tokens_they_predict(examples: E
     assert row == len(batch.rows_R) == len(batch.teacher.ids_RK)
 
 
-def test_learning_rate_is_transformers_cosine_with_warmup():
-    steps, ratio = 37, 0.1
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("ratio", [0.0, 0.1])
+def test_learning_rate_is_transformers(scheduler: str, ratio: float):
+    steps, name = 37, scheduler if scheduler != "constant" else "constant_with_warmup"
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = transformers.get_cosine_schedule_with_warmup(optimizer, 4, steps)  # ceil(37 * .1)
+    warmup = 4 if ratio else 0  # ceil(37 * .1)
+    theirs = transformers.get_scheduler(name, optimizer, warmup, steps)
     for step in range(steps):
-        assert cosine(step, steps, ratio) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        assert rate(step, steps, ratio, scheduler) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()

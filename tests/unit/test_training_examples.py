@@ -127,10 +127,9 @@ def test_examples_are_mapped_not_read(tmp_path: Path):
     assert isinstance(again.tokens, np.memmap)
 
 
-@pytest.mark.parametrize("scores", ["logits"])
-def test_corrected_refuses_logits(tmp_path: Path, scores: str):
+def test_corrected_refuses_logits(tmp_path: Path):
     with pytest.raises(BadData, match="needs 'logprobs'"):
-        compiled(make_case(tmp_path, scores=scores), tmp_path / "examples", 1)
+        compiled(make_case(tmp_path, scores="logits"), tmp_path / "examples", 1)
 
 
 def test_blocks_of_another_extract_are_refused(tmp_path: Path):
@@ -158,6 +157,12 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(given: dict, says: str)
     with pytest.raises(ValueError, match=r"^fuse: ") as raised:
         Recipe.read({**RECIPE, **given}, {})
     assert says in str(raised.value)
+
+
+def test_published_takes_its_micro_batch_from_what_is_hashed():
+    given = {**RECIPE, "profile": "Published", "microBatch": 2, "worldSize": 8}
+    assert Recipe.read(given, {"microBatch": 4}).microBatch == 2
+    assert Recipe.read(RECIPE, {"microBatch": 3}).microBatch == 3
 
 
 def test_runtime_is_read_leniently_and_bounds_a_batch_in_tokens():

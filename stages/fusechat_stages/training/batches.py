@@ -157,16 +157,19 @@ def _teacher(
     return corrected_teacher(ids_RK, scores_RK, tail_R, recipe.temperature, recipe.loss, vocabulary)
 
 
-def cosine(step: int, steps: int, warmup_ratio: float) -> float:
-    """Share of the peak learning rate at step `step` (from 0): linear warm-up, then half a cosine to 0.
+def rate(step: int, steps: int, warmup_ratio: float, scheduler: str = "cosine") -> float:
+    """Share of the peak learning rate at step `step` (from 0).
 
-    As transformers' `get_cosine_schedule_with_warmup`, whose first step of a warm-up has rate 0.
+    Linear warm-up, then half a cosine or a line to 0, or the peak: as transformers' schedules with warm-up,
+    whose first step has rate 0.
     """
     warmup = int(np.ceil(steps * warmup_ratio))
     if step < warmup:
         return step / max(1, warmup)
     done = (step - warmup) / max(1, steps - warmup)
-    return max(0.0, 0.5 * (1.0 + float(np.cos(np.pi * done))))
+    if scheduler == "constant":
+        return 1.0
+    return 1.0 - done if scheduler == "linear" else max(0.0, 0.5 * (1.0 + float(np.cos(np.pi * done))))
 
 
 def tokens_of(examples: Examples, samples: Sequence[int] | np.ndarray) -> int:

@@ -20,9 +20,8 @@ from fusechat.errors import BadData
 
 from fusechat_stages.artifacts import Stopped
 from fusechat_stages.training import checkpoints
-from fusechat_stages.training.batches import Micro, Schedule, build, cosine, split, tokens_of
+from fusechat_stages.training.batches import Micro, Schedule, build, rate, split, tokens_of
 from fusechat_stages.training.examples import Examples, open_examples
-from fusechat_stages.training.head import Fusion
 from fusechat_stages.training.job import Host, Job, World
 from fusechat_stages.training.recipe import Recipe
 from fusechat_stages.training.sharding import device_of, load, local
@@ -104,7 +103,7 @@ class Trainer:
             self.fusion.model, self.job.model, self.job.target, dtype, leads=self.world.leads
         )
         if self.world.leads:
-            lines = (json.dumps(line) + "\n" for line in self.log)
+            lines = (json.dumps(line, sort_keys=True) + "\n" for line in self.log)  # a store sorts keys too
             (self.job.target / "training.jsonl").write_text("".join(lines))
         return _metrics(self.examples, self.schedule, self.recipe, self.log, moved)
 
@@ -121,10 +120,10 @@ class Trainer:
         sums = self._summed(lm, fuse, host.stopping)
         norm = math.sqrt(sums.gradient) if sums.gradient >= 0 else math.nan
         self._check_finite(sums, norm)
-        rate = self.recipe.learningRate * cosine(self.step, self.schedule.steps, self.recipe.warmupRatio)
-        self._update(rate, norm)
+        lr = self._learning_rate()
+        self._update(lr, norm)
         self.step += 1
-        self.log.append(self._line(sums, rate, norm, samples))
+        self.log.append(self._line(sums, lr, norm, samples))
         return sums
 
     def _backward(self, micros: list[Micro]) -> tuple[float, float]:
@@ -160,24 +159,30 @@ class Trainer:
             "or look for non-finite weights in the pivot and scores in its extract"
         )
 
-    def _update(self, rate: float, norm: float) -> None:
+    def _learning_rate(self) -> float:
+        recipe = self.recipe
+        return recipe.learningRate * rate(
+            self.step, self.schedule.steps, recipe.warmupRatio, recipe.scheduler
+        )
+
+    def _update(self, lr: float, norm: float) -> None:
         limit = self.recipe.maxGradNorm
         if limit and norm > limit:
             torch._foreach_mul_(
                 [local(p.grad) for p in self.parameters if p.grad is not None], limit / (norm + 1e-6)
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         self.optimizer.step()
 
-    def _line(self, sums: Sums, rate: float, norm: float, samples: np.ndarray) -> dict[str, Any]:
+    def _line(self, sums: Sums, lr: float, norm: float, samples: np.ndarray) -> dict[str, Any]:
         weight = self.recipe.lmWeight if self.recipe.distils else 1.0
         return {
             "step": self.step,
             "loss": weight * sums.lm + (1 - weight) * sums.fuse,
             "lm_loss": sums.lm,
             "fuse_loss": sums.fuse if self.recipe.distils else None,
-            "lr": rate,
+            "lr": lr,
             "grad_norm": norm,
             "rows": int(self.examples.rows[samples].sum()),
             "tokens": tokens_of(self.examples, samples),
@@ -252,6 +257,3 @@ def _metrics(
             "distilledShare": float(examples.distilled.sum() / examples.rows.sum()),
         }
     return metrics | {"weightsMoved": moved, "tokens": sum(line["tokens"] for line in log)}
-
-
-__all__ = ["Fusion", "Trainer", "train"]

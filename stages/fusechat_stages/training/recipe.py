@@ -16,7 +16,7 @@ CHOICES = {
     "strategy": STRATEGIES,
     "loss": ("ce", "kl"),
     "choice": ("MinCE",),
-    "scheduler": ("cosine",),
+    "scheduler": ("cosine", "linear", "constant"),
     "dtype": ("bfloat16", "float32"),
 }
 BOUNDS = {
@@ -64,10 +64,11 @@ class Recipe:
     def read(cls, params: Mapping[str, Any], runtime: Mapping[str, Any]) -> Self:
         """ValueError names the parameter, what was given and what is allowed.
 
-        Published hashes its micro-batch; where a plan did not, the runtime's stands in.
+        Published hashes its micro-batch and world size; where a plan did not, the runtime's micro-batch
+        stands in. The world size itself is read nowhere: a mean of equal means does not depend on it.
         """
         given = {"microBatch": runtime.get("microBatch") or cls.microBatch, **params}
-        if unknown := sorted(set(given) - {f.name for f in fields(cls)} - {"processes"}):
+        if unknown := sorted(set(given) - {f.name for f in fields(cls)} - {"worldSize"}):
             raise ValueError(f"fuse: unknown parameter {unknown[0]!r}; known are {_names(cls)}")
         return cls(
             **{f.name: _checked(f.name, given[f.name], f.default) for f in fields(cls) if f.name in given}

@@ -1,0 +1,69 @@
+"""Checkpoints in a real S3 store: where they lie, who finds them, what a half-written one is worth."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fusechat.store import Store
+from fusechat_stages import fuse
+from fusechat_stages.artifacts import FolderInput, Output, Stopped
+from fusechat_stages.entry import run_local
+from fusechat_stages.training.checkpoints import StoreFiles, newest
+
+from tests.fuse_case import RECIPE, RUNTIME, Case, make_case
+
+ADDRESS = "fuse/" + "c" * 64
+PARAMS = {**RECIPE, "epochs": 2}
+
+
+class StopsAt(Output):
+    """SIGTERM during a step."""
+
+    step = 10**9
+
+    def progress(self, done: float, total: float, unit: str, **facts: object) -> None:
+        if done >= self.step - 1:
+            self._stop.set()
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("case"))
+
+
+def attempt(store: Store, case: Case, name: str, folder: Path, stop_at: int = 10**9) -> StopsAt:
+    out = StopsAt(store, ADDRESS, name, folder / name, runtime=RUNTIME)
+    out.step = stop_at
+    inputs = {role: FolderInput(path) for role, path in case.inputs().items()}
+    if stop_at > 6:
+        fuse.run(PARAMS, inputs, out)
+        return out
+    with pytest.raises(Stopped, match=f"saved at step {stop_at}"):
+        fuse.run(PARAMS, inputs, out)
+    return out
+
+
+def test_another_attempt_goes_on_from_the_newest_complete_checkpoint(
+    store: Store, case: Case, tmp_path: Path
+):
+    attempt(store, case, "one", tmp_path, stop_at=3)
+    attempt(store, case, "two", tmp_path, stop_at=5)
+    keys = [found.key for found in store.keys(f"{ADDRESS}/checkpoints/")]
+    assert {key.removeprefix(f"{ADDRESS}/checkpoints/").rpartition("/")[0] for key in keys} == {
+        "one/3",
+        "two/5",
+    }
+    # A later one that was cut off before its manifest does not count.
+    store.put_bytes(f"{ADDRESS}/checkpoints/three/6/.metadata", b"half")
+    found = newest(StoreFiles(store), ADDRESS)
+    assert (found.step, len(found.log)) == (5, 5)
+
+    last = attempt(store, case, "four", tmp_path)
+    run_local("fuse", PARAMS, case.inputs(), tmp_path / "straight", RUNTIME)
+    for name in ("model.safetensors", "training.jsonl"):
+        sent = next(file for file in last.files if file.name == name)
+        store.download(sent, tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert last.deterministic
+    assert "metrics.json" not in {file.name for file in last.files}
+    assert json.loads((tmp_path / "straight" / "metrics.json").read_text()) == last.metrics
