@@ -73,14 +73,14 @@ class _View:
     def __init__(self, block: Rows, table: ByteTable, turn_U: np.ndarray, slots: np.ndarray) -> None:
         self.block, self.table, self.turn_U, self.slots = block, table, turn_U, slots
         self.side = _side(block, table, turn_U)
+        self._rows_U = np.cumsum(block.turn_end - block.turn_start, dtype=np.int64)
 
     def text(self, u: int) -> bytes:
         """The bytes of the block's u-th turn that were scored, without separator and end-of-turn."""
         block = self.block
         s = int(np.searchsorted(block.turn_offsets, u, side="right")) - 1
         ids = block.sample_ids(s)[block.turn_start[u] : block.turn_end[u]]
-        row = int((block.turn_end[: u + 1] - block.turn_start[: u + 1]).sum()) - 1
-        end = min(int(block.end_byte[row]), int(block.turn_bytes[u]))
+        end = min(int(block.end_byte[self._rows_U[u] - 1]), int(block.turn_bytes[u]))
         read = b"".join(self.table.bytes_V[i] for i in ids.tolist())
         return read[len(read) - end :]
 

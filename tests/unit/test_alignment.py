@@ -252,6 +252,15 @@ def test_samples_that_only_one_side_has_are_empty_and_undefined(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("pivots", "sources"), [([], []), ([], [0]), ([0, 5], [])])
+def test_a_block_without_samples_aligns(pivots, sources, tmp_path):
+    pivot = block(tmp_path, "marker, separator", only=pivots)
+    source = block(tmp_path, "bytes, no separator", only=sources)
+    aligned, _ = align(pivot, source, "marker, separator", "bytes, no separator")
+    assert len(aligned.kind) == len(pivot.ce)
+    assert (aligned.kind == EMPTY).all()
+
+
 def test_the_order_of_the_sources_samples_does_not_matter(tmp_path):
     pivot = block(tmp_path, "marker, separator", seed=1)
     talks = conversations()
