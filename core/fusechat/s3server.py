@@ -31,11 +31,11 @@ from fusechat.store_s3 import connect, place
 from fusechat.weed import (
     are_free,
     arguments,
-    command_of,
     find_weed,
     free_ports,
     healthy,
     remove_sockets,
+    running_on,
     volumes_known,
 )
 
@@ -54,12 +54,16 @@ leads knocks again 5 s later, and until then every object looks lost: another st
 
 @dataclass(frozen=True)
 class State:
-    """One server: its process, its first port (the others follow it) and the only credentials it takes."""
+    """One server: its process, its first port (the others follow it) and the only credentials it takes.
+
+    `ready` is False until it has its bucket: whoever finds it so starts another.
+    """
 
     pid: int
     port: int
     access_key: str
     secret_key: str
+    ready: bool
 
 
 class LocalS3:
@@ -111,7 +115,6 @@ class LocalS3:
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to use the store; goes over what it has."""
         assert self._state, "outside the with block"
-        direct = [name for name in os.environ.get("NO_PROXY", "").split(",") if name]
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ENDPOINT_URL_S3": self.endpoint,
@@ -120,7 +123,6 @@ class LocalS3:
             "AWS_SESSION_TOKEN": "",
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": ",".join([*direct, "127.0.0.1"]),
         }
 
     def ensure(self) -> bool:
@@ -147,21 +149,27 @@ class LocalS3:
     def _running(self) -> State | None:
         """The folder's server, if it is alive and well."""
         state = self._read()
-        return state if state and self._alive(state.pid) and healthy(state.port) else None
+        if state is None or not state.ready or state.pid not in running_on(self.folder / "data"):
+            return None
+        return state if healthy(state.port) else None
 
     def _start(self) -> State:
         """Start a server on the ports of the one before it, or on new ones if others have taken those."""
         binary = find_weed()
         self._stop()
-        state = self._read() or State(0, free_ports(), secrets.token_hex(10), secrets.token_hex(20))
+        state = self._read() or State(
+            0, free_ports(), secrets.token_hex(10), secrets.token_hex(20), ready=False
+        )
         for patience in PATIENCE_SECONDS:
             if not self._freed(state.port):
                 state = replace(state, port=free_ports())
             self._child = self._spawn(binary, state)
-            state = replace(state, pid=self._child.pid)
+            state = replace(state, pid=self._child.pid, ready=False)
             self._write(state)
             if self._wait(self._child, state, patience):
                 self._make_bucket(state)
+                state = replace(state, ready=True)
+                self._write(state)
                 return state
         raise Unavailable(
             f"the local S3 server did not start: {self._last_words()}; see {self.folder / 'server.log'}"
@@ -218,19 +226,16 @@ class LocalS3:
             client.create_bucket(Bucket=BUCKET)
 
     def _stop(self) -> None:
-        """End the folder's server, if its process lives. Nothing that it acknowledged is lost (tested)."""
-        state = self._read()
-        if state and self._alive(state.pid):
-            os.kill(state.pid, signal.SIGKILL)
-            while self._alive(state.pid):
-                time.sleep(0.005)
+        """End every server on our data: two would spoil it. Nothing that it acknowledged is lost (tested)."""
+        while pids := running_on(self.folder / "data"):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+        if state := self._read():
             remove_sockets(state.port)
-        if self._child and state and self._child.pid == state.pid:
-            self._child.wait()
-
-    def _alive(self, pid: int) -> bool:
-        """Whether the process is a server on our data: numbers of processes are used again."""
-        return pid > 0 and str(self.folder / "data") in command_of(pid)
+            if self._child and self._child.pid == state.pid:
+                self._child.wait()
 
     def _read(self) -> State | None:
         try:

