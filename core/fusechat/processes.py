@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Processes:
     def __init__(self, environment: Mapping[str, str], threads: int) -> None:
         self._environment = {**environment, **{name: str(threads) for name in _THREADS}}
         self._context: Any = None
+        self._entry = _stages("entry").value
         self._forked: list[Process] = []
         self._warm = False
 
@@ -93,6 +95,7 @@ class Processes:
         for name in ("progress", "summary"):
             (folder / f"{name}.json").unlink(missing_ok=True)
         told = {
+            "entry": self._entry,
             "arguments": list(arguments),
             "log": str(log),
             "environment": {
@@ -117,7 +120,7 @@ class Processes:
         if self._context is None:
             os.environ.update(self._environment)
             self._context = multiprocessing.get_context("forkserver")
-            self._context.set_forkserver_preload(list(_stages("preload")()))
+            self._context.set_forkserver_preload(list(_stages("preload").load()()))
             from multiprocessing import forkserver
 
             forkserver.ensure_running()
@@ -173,7 +176,7 @@ def _stage_process(told: Mapping[str, Any], parent_ends: Callable[[], object]) -
     os.dup2(log, 1)
     os.dup2(log, 2)
     threading.Thread(target=_end_with, args=(parent_ends,), daemon=True).start()
-    code = _stages("entry")(told["arguments"])
+    code = pkgutil.resolve_name(told["entry"])(told["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -186,11 +189,11 @@ def _end_with(parent_ends: Callable[[], object]) -> None:
     os._exit(143)
 
 
-def _stages(name: str) -> Any:
+def _stages(name: str) -> EntryPoint:
     found = [point for point in entry_points(group="fusechat.stages") if point.name == name]
     if not found:
         raise ValueError(
             "the stages are not installed here (no entry point of group fusechat.stages); "
             "install them: pip install 'fusechat[stages,local]'"
         )
-    return found[0].load()
+    return found[0]

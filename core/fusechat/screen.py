@@ -140,4 +140,4 @@ _FACTS = ("samples", "rows", "kept", "steps", "loss", "winShare", "coverage", "s
 def _facts(metrics: Mapping[str, Any]) -> str:
     found = [(name, metrics[name]) for name in _FACTS if isinstance(metrics.get(name), int | float)]
     return "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}"
-                     for name, value in found[:4])  # fmt: skip
+                     for name, value in found[:3])  # fmt: skip
