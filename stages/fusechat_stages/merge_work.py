@@ -24,7 +24,7 @@ from fusechat_stages.numerics import merge_published, merging
 from fusechat_stages.numerics.merge_settings import Settings
 from fusechat_stages.numerics.merge_tiles import TILE, Stream, Tile, Workspace
 
-MEMORY = 256 << 20
+MEMORY = 128 << 20
 """Bytes of fetched tensors held in memory by all threads together; larger ones go to scratch."""
 
 GETS = 8

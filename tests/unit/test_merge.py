@@ -6,13 +6,12 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from fusechat.errors import MissingInput
 from fusechat.store import FileEntry
 from fusechat_stages import merge, merge_plan, merge_source, merge_work
 from fusechat_stages.artifacts import FolderInput, FolderOutput, Input, Stopped
 from fusechat_stages.entry import run_local
+from safetensors.torch import load_file, save_file
 
 EMBEDDING, HEAD, LAYER = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"
 SCE = {"method": "sce", "selectTopK": 0.5}

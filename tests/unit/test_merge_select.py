@@ -1,10 +1,9 @@
 """Exact top-k of a stream equals a stable sort."""
 
 import torch
+from fusechat_stages.numerics.merge_select import Picker, Threshold, TopK
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fusechat_stages.numerics.merge_select import Picker, Threshold, TopK
 
 values = st.lists(
     st.one_of(

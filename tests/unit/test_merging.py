@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from fusechat_stages.numerics import merge_published, merge_study
 from fusechat_stages.numerics.merge_settings import METHODS, Settings
 from fusechat_stages.numerics.merge_tiles import Stream, Workspace
 from fusechat_stages.numerics.merging import merge_tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 TILE = 64
 ELEMENTWISE = ("linear", "task_arithmetic", "varm")
