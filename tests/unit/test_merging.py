@@ -287,6 +287,14 @@ def test_a_value_that_is_not_finite_is_refused_by_name(method, value):
         merge_published.merge_tensor("layer.weight", base, targets, checked)
 
 
+@pytest.mark.parametrize("variant", ["fuseai", "paper", "mergekit"])
+def test_a_nan_in_the_pivot_is_refused_also_where_nothing_is_selected(variant):
+    base, targets = random_models(1, 2)
+    base[7] = float("nan")
+    with pytest.raises(ValueError, match="tensor w of the pivot holds nan at element 7"):
+        merge(base, targets, method="sce", variant=variant, selectTopK=0.01)
+
+
 WRONG = [
     ({"method": "mean"}, 2, "method is 'mean', expected one of sce, linear"),
     ({"method": "sce", "variant": "v2"}, 2, "variant is 'v2'"),

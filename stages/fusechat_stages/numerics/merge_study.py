@@ -85,9 +85,10 @@ def _squares_of(stream: Stream, threshold: Threshold) -> tuple[Threshold, list[f
     picker = Picker(threshold)
     parts = []
     for tile in stream.tiles():
-        chosen = None if threshold.value < 0 else indices(picker.mask(variance(tile)))
-        deltas = tile.deltas()
-        parts.append(_squares(deltas if chosen is None else deltas.index_select(1, chosen)))
+        if threshold.value < 0:
+            parts.append(_squares(tile.deltas()))
+        else:
+            parts.append(_squares(tile.deltas_at(indices(picker.mask(variance(tile))))))
     return threshold, _sums(parts, stream.targets)
 
 
@@ -98,9 +99,8 @@ def _finished(stream: Stream, top: TopK) -> tuple[Threshold, list[float]]:
         values = variance(tile)
         above, inside = top.split(values)
         held.append(values.numpy()[inside])
-        deltas = tile.deltas()
-        parts.append(_squares(deltas.index_select(1, torch.from_numpy(above))))
-        near.append(deltas.index_select(1, torch.from_numpy(inside)))
+        parts.append(_squares(tile.deltas_at(torch.from_numpy(above))))
+        near.append(tile.deltas_at(torch.from_numpy(inside)))
     order, threshold = top.best(np.concatenate(held))
     parts.append(_squares(torch.cat(near, 1).index_select(1, torch.from_numpy(order))))
     return threshold, _sums(parts, stream.targets)
@@ -144,15 +144,15 @@ def slerp_factors(first: float, second: float, product: float, t: float) -> tupl
 
 
 def variance(tile: Tile) -> torch.Tensor:
-    """float32[N]: variance over the targets of their deltas, which is that of their values.
+    """float32[N]: variance over the targets of their deltas, which is that of their values, left in `x_TN`.
 
     Taken about the first target: identical targets give exactly 0, and nothing cancels (the squares' mean is
     at most 2 T times the variance).
     """
     values = tile.targets()
-    others = values[1:].sub_(values[0])
-    squares = torch.sum(torch.mul(others, others, out=tile.y_TN[1:]), 0, out=tile.a_N)
+    others = torch.sub(values[1:], values[0], out=tile.y_TN[1:])
     mean = torch.sum(others, 0, out=tile.b_N).div_(len(values))
+    squares = torch.sum(others.mul_(others), 0, out=tile.a_N)
     return squares.div_(len(values)).addcmul_(mean, mean, value=-1).clamp_(min=0)
 
 

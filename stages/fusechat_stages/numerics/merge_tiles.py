@@ -57,8 +57,9 @@ class Tile:
         return self.x_TN
 
     def base(self) -> torch.Tensor:
-        """float32[N]: the base's values, in `base_N`."""
+        """float32[N]: the base's values, in `base_N`. ValueError if one is not finite."""
         self.base_N.copy_(self._raw[0])
+        self._finite(self.base_N)
         return self.base_N
 
     def deltas(self) -> torch.Tensor:
@@ -69,9 +70,13 @@ class Tile:
         self._finite(self.x_TN)
         return self.x_TN
 
-    def _finite(self, values_TN: torch.Tensor) -> None:
+    def deltas_at(self, indices: torch.Tensor) -> torch.Tensor:
+        """float32[T, n]: target - base of n elements, of the values that `targets` has left in `x_TN`."""
+        return self.x_TN.index_select(1, indices).sub_(self.base().index_select(0, indices))
+
+    def _finite(self, values: torch.Tensor) -> None:
         # A sum may overflow without a fault: then there is nothing to complain of.
-        if not math.isfinite(values_TN.sum().item()):
+        if not math.isfinite(values.sum().item()):
             self._stream.complain(self.index, self._raw)
 
 

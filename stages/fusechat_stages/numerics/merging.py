@@ -94,8 +94,7 @@ def _sce_combine(tile: Tile, facts: Facts, pickers: Sequence[Picker], settings: 
         deltas = tile.deltas()
         return _erased(deltas, facts, settings, tile).add_(tile.base_N)
     chosen = merge_study.indices(pickers[0].mask(merge_study.variance(tile)))
-    deltas = tile.deltas().index_select(1, chosen)
-    return tile.base_N.index_add_(0, chosen, _erased(deltas, facts, settings, None))
+    return tile.base().index_add_(0, chosen, _erased(tile.deltas_at(chosen), facts, settings, None))
 
 
 def _erased(deltas_TN: torch.Tensor, facts: Facts, settings: Settings, tile: Tile | None) -> torch.Tensor:
