@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fusechat.address import PATTERN
 from fusechat.s3server import LocalS3
 from fusechat.store import Manifest, Store
 
@@ -58,8 +59,8 @@ class Home:
     def manifests(self) -> dict[str, Manifest]:
         """Every published artifact by address."""
         with self.store() as store:
-            keys = [found.key for found in store.keys("") if found.key.endswith("/manifest.json")]
-            found = [store.manifest(key.removesuffix("/manifest.json")) for key in keys]
+            places = [found.key.removesuffix("/manifest.json") for found in store.keys("")]
+            found = [store.manifest(place) for place in places if PATTERN.match(place)]
             return {manifest.address: manifest for manifest in found if manifest}
 
     def attempts(self) -> dict[str, list[dict[str, Any]]]:

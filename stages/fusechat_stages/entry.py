@@ -144,7 +144,15 @@ def _attempt(
     if manifest is None:
         return {"metrics": {}, "published": False}
     winner = store.publish(manifest)
+    _clear(store, told.address)
     return {"metrics": _bounded(winner.metrics), "published": winner.attempt == attempt}
+
+
+def _clear(store: Store, address: str) -> None:
+    """What only an unfinished step needs. Manifests first, so that no checkpoint is found half deleted."""
+    left = [found.key for found in store.keys(f"{address}/checkpoints/")]
+    store.delete(sorted(left, key=lambda key: not key.endswith("manifest.json")))
+    store.delete([f"{address}/progress.json"])
 
 
 def _input(store: Store, role: str, address: str, scratch: Path) -> Input:
