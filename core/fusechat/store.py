@@ -37,7 +37,7 @@ from fusechat.store_manifest import (
     part_json,
     text,
 )
-from fusechat.store_s3 import connect, explained, is_absent, place, status_of
+from fusechat.store_s3 import connect, etag, explained, is_absent, place, remove, remove_if_same, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -160,20 +160,19 @@ class Store:
         """Make a damaged artifact absent, so that its step can publish again; returns the keys removed.
 
         The manifest goes first, then every part that names a file which `verify` would; all data stays.
-        Nothing goes if the manifest is sound: another run has made the artifact anew meanwhile.
+        What is sound stays, also what another run has made anew meanwhile.
         """
-        found = self.manifest(address)
-        if found and not self.verify(found):
-            return []
-        there = self._sound(address)
-        damaged = [
-            _part_key(address, part.block)
-            for part in self.parts(address).values()
-            if any(there.get(file.key) != file.size for file in part.files)
-        ]
-        self.delete([f"{address}/manifest.json"])
-        self.delete(damaged)
-        return [f"{address}/manifest.json", *damaged]
+        parts = [f"{address}/manifest.json", *(_part_key(address, block) for block in self.parts(address))]
+        return [key for key in parts if self._withdraw_document(address, key)]
+
+    def _withdraw_document(self, address: str, key: str) -> bool:
+        tag = etag(self.client, self.place, key)
+        document = self.get_json(key) if tag else None
+        if tag is None or document is None:
+            return False
+        there, files = self._sound(address), document.get("files")
+        sound = files is not None and all(there.get(file["key"]) == file["size"] for file in files)
+        return not sound and remove_if_same(self.client, self.place, key, tag)
 
     def _sound(self, address: str) -> dict[str, int]:
         """Size of every data object of an artifact by key, without those known to be damaged."""
@@ -244,7 +243,7 @@ class Store:
         """Remove objects, a thousand to a request; absent ones are no error."""
         left = iter(keys)
         while batch := list(islice(left, 1000)):
-            self._delete(batch)
+            remove(self.client, self.place, batch)
 
     def _create(self, key: str, body: bytes) -> bool:
         """Whether the key holds `body` now because it held nothing before."""
@@ -276,16 +275,3 @@ class Store:
             return self.get_bytes(key)
         except FusechatError:
             raise error from None  # the first failure tells more than the one of looking
-
-    def _delete(self, keys: list[str]) -> None:
-        with explained(self.place, f"deleting {keys[0]}"):
-            answer = self.client.delete_objects(
-                Bucket=self.place.bucket,
-                Delete={"Objects": [{"Key": self.place.key(key)} for key in keys], "Quiet": True},
-            )
-        if failed := answer.get("Errors"):
-            first = failed[0]
-            raise Unavailable(
-                f"{len(failed)} objects of {self.uri} could not be deleted, the first {first.get('Key')} "
-                f"({first.get('Code')}); check that the credentials may delete"
-            )

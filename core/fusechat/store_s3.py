@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,6 +96,47 @@ def connect(place: Place, credentials: tuple[str, str] | None = None) -> S3Clien
         return boto3.session.Session(key_id, secret, botocore_session=session).client(
             "s3", endpoint_url=place.endpoint, region_name=place.region, config=config
         )
+
+
+def remove(client: S3Client, place: Place, keys: Sequence[str]) -> None:
+    """Delete up to a thousand objects; absent ones are no error."""
+    with explained(place, f"deleting {keys[0]}"):
+        answer = client.delete_objects(
+            Bucket=place.bucket,
+            Delete={"Objects": [{"Key": place.key(key)} for key in keys], "Quiet": True},
+        )
+    if failed := answer.get("Errors"):
+        first = failed[0]
+        raise Unavailable(
+            f"{len(failed)} objects of {place.uri} could not be deleted, the first {first.get('Key')} "
+            f"({first.get('Code')}); check that the credentials may delete"
+        )
+
+
+def etag(client: S3Client, place: Place, key: str) -> str | None:
+    """What S3 calls the object's present content, None if there is no object."""
+    with explained(place, f"looking for {key}"):
+        try:
+            return client.head_object(Bucket=place.bucket, Key=place.key(key))["ETag"]
+        except client.exceptions.ClientError as error:
+            if is_absent(error):
+                return None
+            raise
+
+
+def remove_if_same(client: S3Client, place: Place, key: str, tag: str) -> bool:
+    """Delete an object if its content is still that of the tag; whether it was."""
+    with explained(place, f"deleting {key}"):
+        try:
+            client.delete_object(Bucket=place.bucket, Key=place.key(key), IfMatch=tag)
+        except client.exceptions.ClientError as error:
+            if status_of(error) in (404, 409, 412):
+                return False
+            if status_of(error) != 501:
+                raise
+            # A service without conditional deletion: what remains is a race of milliseconds.
+            client.delete_object(Bucket=place.bucket, Key=place.key(key))
+    return True
 
 
 @lru_cache(maxsize=1)
