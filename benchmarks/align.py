@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from align_data import ANY_END, Pair, block, conversations, tokenizers
-from harness import Row, Stats, peak_rss, publish, quick, ratio, summarise
-from rapidfuzz.distance import Levenshtein
-
 from fusechat_stages import align_tokens
 from fusechat_stages.entry import run_local
 from fusechat_stages.numerics import dtw, vocabulary
 from fusechat_stages.numerics.vocabulary import PairCounts
 from fusechat_stages.shards import block_name
+from harness import Row, Stats, peak_rss, publish, quick, ratio, summarise
+from rapidfuzz.distance import Levenshtein
 
 NOTES = (
     "The peer is this file's plain Python restatement. The original's own figures: DTW 6.2-7.7 s a sample of "

@@ -21,11 +21,12 @@ sys.path.insert(0, str(ROOT))
 
 from fusechat_stages import chat, models  # noqa: E402
 from fusechat_stages.shards import Rows, RowsWriter, Turn  # noqa: E402
+
 from tests.conftest import find_shared  # noqa: E402
 from tests.tokenizers import TEXTS, byte_level, sentencepiece  # noqa: E402
 
 TOP_K = 10
-ANY_END = {"name": "openchat_3.5", "endOfTurn": "{eos}"}
+ANY_END = {"name": "openchat_3.5", "endOfTurn": "model"}
 
 
 @dataclass(frozen=True)

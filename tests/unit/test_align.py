@@ -13,7 +13,7 @@ from fusechat_stages.shards import EMPTY, EXACT, ONE_HOT
 from tests.tokenizers import byte_level, sentencepiece
 from tests.unit.align_cases import conversations, write_block
 
-ANY_END = {"name": "openchat_3.5", "endOfTurn": "{eos}"}
+ANY_END = {"name": "openchat_3.5", "endOfTurn": "model"}
 CORRECTED = {
     "profile": "Corrected",
     "method": "Bytes",
