@@ -121,7 +121,9 @@ def plan_command(told: argparse.Namespace) -> int:
 
     run = _load(told.file)
     if told.offline:
-        print(outline.text(outline.offline(run)))
+        seen = outline.offline(run)
+        print(outline.text(seen))
+        print(estimate.text(estimate.estimate(run, seen), told.gpu))
         return 0
     with _store(told, run) as (store, _, environment):
         seen = outline.online(run, store, told.home, environment)

@@ -79,10 +79,9 @@ class _Facts:
             return sum(f.size for f in manifest.files if f.name.endswith(".safetensors")) / PIVOT_BYTES
         models = {"pivot": self._run.spec.pivot, **{s.name: s for s in self._run.spec.sources}}
         uri = models[name].uri
-        if uri.startswith("file://"):
-            root = Path(unquote(urlparse(uri).path))
-            return sum(p.stat().st_size for p in root.rglob("*.safetensors")) / PIVOT_BYTES
-        self._guessed[f"size of {name} (by its name)"] = None
+        if here := _local_bytes(uri, "*.safetensors"):
+            return here / PIVOT_BYTES
+        self._guessed["parameters of a model (taken from its name)"] = None
         return _by_name(uri)
 
     def tokens(self) -> float:
@@ -90,6 +89,10 @@ class _Facts:
         for name, manifest in self._manifests.items():
             if name.startswith("extract-") and manifest.metrics.get("tokens"):
                 return float(manifest.metrics["tokens"])
+        here = _local_bytes(self._run.spec.dataset.uri, "*.json*")
+        if here and not self._run.spec.dataset.limit:
+            self._guessed["tokens of the dataset (taken: a quarter of its bytes)"] = None
+            return here / 4
         data = self._manifests.get("fetch-dataset")
         samples = self._run.spec.dataset.limit or (data.metrics.get("samples") if data else None)
         if samples is None:
@@ -102,6 +105,14 @@ class _Facts:
             if name.startswith("extract-") and manifest.metrics.get("rows"):
                 return float(manifest.metrics["rows"])
         return self.tokens() * SUPERVISED_SHARE
+
+
+def _local_bytes(uri: str, pattern: str) -> float:
+    """Bytes of the files of a file:// folder, or of the one file, whose names fit; 0 of any other URI."""
+    if not uri.startswith("file://"):
+        return 0.0
+    root = Path(unquote(urlparse(uri).path))
+    return float(sum(p.stat().st_size for p in ([root] if root.is_file() else root.rglob(pattern))))
 
 
 def _by_name(uri: str) -> float:
@@ -142,11 +153,15 @@ def text(found: Estimate, gpu: str) -> str:
     lines = [
         f"estimate of what is to compute: {_size(sum(s.bytes for s in found.steps))} to S3",
         f"  forward {forward:.2e} FLOPs, training {training:.2e} FLOPs",
-        f"  {hours:,.2g} GPU-hours of {gpu} (at {UTILISATION:.0%} of its bf16 peak)",
+        f"  {_hours(hours)} GPU-hours of {gpu} (at {UTILISATION:.0%} of its bf16 peak)",
     ]
     if found.unknown:
         lines.append(f"  guessed: {'; '.join(found.unknown)}")
     return "\n".join(lines)
+
+
+def _hours(count: float) -> str:
+    return f"{count:,.0f}" if count >= 10 else f"{count:.2g}"
 
 
 def _size(count: float) -> str:

@@ -225,7 +225,7 @@ def _evaluations(run: FusionRun) -> Iterator[Step]:
     for benchmark, data, params in _benchmarks(run):
         for subject, model, template in subjects(run):
             told = {"benchmark": benchmark, "template": template, "dtype": run.spec.extract.dtype, **params}
-            prefix = "evaluate" if benchmark == "exactMatch" else benchmark
+            prefix = "evaluate" if benchmark == "exactMatch" else benchmark.lower()
             alone = subject.kind in ("Pivot", "Fused")
             name = f"{prefix}-{subject.kind.lower()}" + ("" if alone else f"-{subject.name}")
             runtime = {"subject": {"kind": subject.kind, "name": subject.name}}
