@@ -62,7 +62,7 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
     scorer: Scorer | None = None
     for work in ahead(out.blocks(len(names)), read):
         if scorer is None:
-            scorer = Scorer(folder, tokenizer, recipe, out.runtime)
+            scorer = Scorer.load(folder, tokenizer, recipe, out.runtime)
             out.deterministic = scorer.device.type == "cpu"
         progress.start(work.block)
         readable = [sample for sample in work.samples if scorer.can_read(sample)]

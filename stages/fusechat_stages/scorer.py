@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusechat_stages import chat, models, shards
-from fusechat_stages.numerics.topk import top_rows_
+from fusechat_stages.numerics.topk import top_rows
 
 TOKENS_PER_BATCH = 16384
 CPU_TOKENS_PER_BATCH = 2048
@@ -88,18 +88,23 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 class Scorer:
-    """A loaded model that gives rows. ValueError if the model cannot be used (see `models.load_model`)."""
+    """A loaded model that gives rows. Runtime: tokensPerBatch."""
 
-    def __init__(self, folder: Path, tokenizer: Any, recipe: Recipe, runtime: Mapping[str, Any]) -> None:
-        self._recipe = recipe
-        self._model = models.load_model(folder, recipe.dtype, runtime.get("device"), tokenizer=tokenizer)
-        embedding = self._model.get_input_embeddings().weight
+    def __init__(self, model: Any, recipe: Recipe, runtime: Mapping[str, Any]) -> None:
+        self._model, self._recipe = model, recipe
+        embedding = model.get_input_embeddings().weight
         self.device, self._readable = embedding.device, embedding.shape[0]
-        config = self._model.config.get_text_config()
+        config = model.config.get_text_config()
         self._vocab, self._positions = config.vocab_size, getattr(config, "max_position_embeddings", None)
         budget = int(runtime.get("tokensPerBatch") or TOKENS_PER_BATCH)
         self._budget = min(budget, CPU_TOKENS_PER_BATCH) if self.device.type == "cpu" else budget
         self._chunk = max(1, CHUNK_BYTES.get(self.device.type, 64 << 20) // (4 * self._vocab))
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Any, recipe: Recipe, runtime: Mapping[str, Any]) -> Scorer:
+        """The scorer of a model folder. ValueError if the model cannot be used (`models.load_model`)."""
+        model = models.load_model(folder, recipe.dtype, runtime.get("device"), tokenizer=tokenizer)
+        return cls(model, recipe, runtime)
 
     def can_read(self, sample: Sample) -> bool:
         """False for a sample with a control token that the model has no embedding for."""
@@ -148,7 +153,7 @@ class Scorer:
 
     def _summary(self, hidden_CH: Tensor, gold_C: Tensor) -> dict[str, Tensor]:
         logits_CV = models.head_logits(self._model, hidden_CH).float()
-        top = top_rows_(logits_CV, gold_C.to(logits_CV.device), self._recipe.top_k)
+        top = top_rows(logits_CV, gold_C.to(logits_CV.device), self._recipe.top_k)
         scores_CK = top.logits_RK if self._recipe.scores == "logits" else top.logprobs_RK
         ce_C = top.ce_R.half().float() if self._recipe.profile == "Published" else top.ce_R
         return {"topk_ids": top.ids_RK.int(), "scores": scores_CK.half(), "tail": top.tail_R, "ce": ce_C}

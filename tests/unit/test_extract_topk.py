@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fusechat_stages.numerics.topk import BLOCK, top_k, top_rows_
+from fusechat_stages.numerics.topk import BLOCK, top_k, top_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def test_rows_are_those_of_a_float64_softmax(size, scale):
     logits_RV = torch.randn(50, size, generator=torch.Generator().manual_seed(3)) * scale
     gold_R = torch.arange(50) % size
     wanted = logits_RV.double().log_softmax(1)
-    top = top_rows_(logits_RV.clone(), gold_R, 10)
+    top = top_rows(logits_RV, gold_R, 10)
     assert top.ids_RK.tolist() == reference(logits_RV, 10)
     close = {"rtol": 2e-6, "atol": 1e-30}
     torch.testing.assert_close(top.logits_RK, logits_RV.gather(1, top.ids_RK), rtol=0, atol=0)
@@ -54,11 +54,11 @@ def test_rows_are_those_of_a_float64_softmax(size, scale):
 def test_a_tail_that_is_lost_in_one_minus_the_rest_is_kept():
     logits_RV = torch.full((1, 1000), -30.0)
     logits_RV[0, 5] = 10.0
-    top = top_rows_(logits_RV, torch.tensor([5]), 10)
+    top = top_rows(logits_RV, torch.tensor([5]), 10)
     assert top.tail_R.item() == pytest.approx(990 * 2.718281828459045**-40, rel=1e-5)
     assert top.ce_R.item() == pytest.approx(999 * 2.718281828459045**-40, rel=1e-5)
 
 
 def test_more_kept_than_there_are_tokens_is_refused():
     with pytest.raises(ValueError, match="topK is 10, but the model has 4 tokens; lower topK"):
-        top_rows_(torch.zeros(1, 4), torch.tensor([0]), 10)
+        top_rows(torch.zeros(1, 4), torch.tensor([0]), 10)

@@ -29,29 +29,29 @@ class TopRows:
     ce_R: Tensor  # nats, of the gold id
 
 
-def top_rows_(logits_RV: Tensor, gold_R: Tensor, k: int) -> TopRows:
-    """Summaries of R rows of logits. `logits_RV` (float32) is overwritten.
+def top_rows(logits_RV: Tensor, gold_R: Tensor, k: int) -> TopRows:
+    """Summaries of R rows of float32 logits; takes as much memory again as they do. ValueError if V < k.
 
     The tail is the sum of the probabilities outside the kept ids, never 1 minus the kept ones: in float32
-    that difference has no correct digit left below 1e-7. ValueError if V < k.
+    that difference has no correct digit left below 1e-7. So with the loss of a token that is nearly sure.
     """
     assert logits_RV.dtype == torch.float32
     if logits_RV.shape[1] < k:
         raise ValueError(f"topK is {k}, but the model has {logits_RV.shape[1]} tokens; lower topK")
-    gold_logits_R = logits_RV.gather(1, gold_R[:, None])[:, 0]
     values_RK, ids_RK = top_k(logits_RV, k)
-    top_R1 = values_RK[:, :1]
-    weights_RV = logits_RV.sub_(top_R1).exp_()
-    rest_R = weights_RV.scatter_(1, ids_RK, 0.0).sum(1)
-    # The largest weight is 1: log1p of the others keeps the digits of a loss near 0.
-    others_R = (values_RK[:, 1:] - top_R1).exp_().sum(1) + rest_R
-    log_total_R = others_R.log1p()
+    top_R = values_RK[:, 0]
+    weights_RV = logits_RV.softmax(1)
+    kept_RK = weights_RV.gather(1, ids_RK)
+    tail_R = weights_RV.scatter_(1, ids_RK, 0.0).sum(1)
+    others_R = kept_RK[:, 1:].sum(1) + tail_R
+    # Minus the log of the largest probability, from whichever of it and its complement has the digits.
+    beyond_R = torch.where(others_R < 0.5, -torch.log1p(-others_R), -kept_RK[:, 0].log())
     return TopRows(
         ids_RK=ids_RK,
         logits_RK=values_RK,
-        logprobs_RK=values_RK - top_R1 - log_total_R[:, None],
-        tail_R=rest_R / (1.0 + others_R),
-        ce_R=log_total_R + (top_R1[:, 0] - gold_logits_R),
+        logprobs_RK=(values_RK - top_R[:, None]) - beyond_R[:, None],
+        tail_R=tail_R,
+        ce_R=beyond_R + (top_R - logits_RV.gather(1, gold_R[:, None])[:, 0]),
     )
 
 
