@@ -101,7 +101,7 @@ def _align(run: FusionRun, source: Model) -> Iterator[Step]:
             yield align("count", sides, shards)
             learned = {"counts": f"count-{source.name}"}
         yield align("map", learned, 1, method=method)
-        learned = {"map": f"map-{source.name}"}
+        learned = {**learned, "map": f"map-{source.name}"}
     yield align("rows", {**sides, **learned}, shards, method=method, topK=spec.extract.top_k)
 
 
