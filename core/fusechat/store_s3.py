@@ -238,7 +238,7 @@ def _refusal(error: Exception, place: Place, doing: str) -> FusechatError:
     if status >= 500:
         return Unavailable(
             f"{said} while {doing} in {place.uri}, also when tried again: "
-            "the S3 service is failing; run the step again when it is well"
+            "the S3 service is failing; look at its log and the room on its disk, and run the step again"
         )
     return Unavailable(f"{said} while {doing} in {place.uri}: {_message(error)}; check the store's settings")
 

@@ -115,8 +115,9 @@ def _parts(
 
     with _pool() as pool:
         while total < size:
-            buffer = bytearray(part_bytes)
-            if len(sending) >= STREAMS:
+            if len(sending) < STREAMS:
+                buffer = bytearray(part_bytes)
+            else:
                 oldest, buffer = sending.popleft()
                 done.append(oldest.result())
             got = _fill(file, buffer)
