@@ -52,6 +52,16 @@ class Place:
     def server(self) -> str:
         return self.endpoint or "AWS S3"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        return urlsplit(self.endpoint or "").hostname in LOOPBACK
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether bytes go over a wire with nothing but S3's signature to show that one was changed."""
+        return (self.endpoint or "").startswith("http://") and not self.is_local
+
     def key(self, relative: str) -> str:
         """The full key of one relative to the prefix."""
         return f"{self.prefix}/{relative}" if self.prefix else relative
@@ -85,9 +95,11 @@ def connect(place: Place, credentials: tuple[str, str] | None = None) -> S3Clien
         # Many S3 services know no trailing checksums; our own sha256 covers every byte.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if place.endpoint else "auto"},
-        # A proxy does not lead back to this machine.
-        proxies={} if urlsplit(place.endpoint or "").hostname in LOOPBACK else None,
+        s3={
+            "addressing_style": "path" if place.endpoint else "auto",
+            "payload_signing_enabled": place.is_exposed,
+        },
+        proxies={} if place.is_local else None,  # a proxy does not lead back to this machine
     )
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())

@@ -69,6 +69,22 @@ def test_an_endpoint_without_a_scheme_is_refused():
         place("s3://b", "localhost:8333", None, {})
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "local", "exposed"),
+    [
+        (None, False, False),
+        ("https://s3.test", False, False),
+        ("http://s3.test:9000", False, True),
+        ("http://127.0.0.1:8333", True, False),
+        ("http://localhost:8333", True, False),
+        ("http://[::1]:8333", True, False),
+    ],
+)
+def test_every_byte_is_signed_only_where_a_wire_could_change_it(endpoint, local, exposed):
+    found = place("s3://b", endpoint, None, {})
+    assert (found.is_local, found.is_exposed) == (local, exposed)
+
+
 CASES = [
     (refused(403, "AccessDenied"), Unavailable, "403 AccessDenied", "check the credentials"),
     (refused(403, "SignatureDoesNotMatch"), Unavailable, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
