@@ -7,6 +7,7 @@ found by entry point (`fusechat.stages`: `entry`, `preload`): core imports none 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,9 @@ from typing import Any
 
 HEAVY = frozenset({"extract", "align", "fuse", "merge", "evaluate"})
 """Stages that need torch or transformers."""
+
+SERVER_DIED = 255
+"""What multiprocessing reports of a process whose fork server was killed."""
 
 ORPHAN_SECONDS = 30.0
 """What a stage whose runner died has to save its work."""
@@ -50,10 +54,20 @@ class Process:
     def exit_code(self) -> int | None:
         """None while it runs; a signal's death is negative."""
         if self._code is None:
-            self._code = (
-                self.forked.exitcode if self.forked else self.spawned.poll() if self.spawned else None
-            )
+            self._code = self._forked_code() if self.forked else self._spawned_code()
         return self._code
+
+    def _spawned_code(self) -> int | None:
+        return self.spawned.poll() if self.spawned else None
+
+    def _forked_code(self) -> int | None:
+        code: int | None = self.forked.exitcode
+        if code == SERVER_DIED and not self.read("summary"):
+            # Whoever still runs has nobody to report to, and would race with its next attempt.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.forked.pid, signal.SIGKILL)
+            return -signal.SIGKILL
+        return code
 
     def stop(self, how: signal.Signals) -> None:
         """Send a signal to the process, if it still runs."""
