@@ -161,6 +161,23 @@ def test_a_killed_server_is_started_again_on_the_same_port_by_whoever_notices_fi
     assert not alive(two.pid)
 
 
+def test_a_watchdog_that_comes_late_starts_no_server_that_nobody_stops(folder):
+    with LocalS3(folder) as s3:
+        pass
+    assert not s3.ensure()
+    assert servers(folder) == []
+
+
+def test_a_start_that_is_interrupted_leaves_no_server(folder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(s3server, "volumes_known", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LocalS3(folder).__enter__()
+    assert servers(folder) == []
+
+
 def test_a_request_waits_out_a_restart(folder):
     with start_s3(folder) as s3:
         store = Store(s3.uri)
