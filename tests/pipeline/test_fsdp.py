@@ -59,7 +59,7 @@ with process_group(job, world):
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(tmp_path_factory.mktemp("case"), samples=32)
+    return make_case(tmp_path_factory.mktemp("case"), samples=32, tied=True)
 
 
 @pytest.fixture(scope="module")

@@ -76,8 +76,9 @@ class Trainer:
             return
         state = self._state()
         checkpoints.restore(self.files, found, self.job.scratch / "restored", state, self.world)
-        for p in self.parameters:
-            self.optimizer.state[p]["step"] = torch.tensor(float(found.step))
+        for p in self.parameters:  # fused AdamW counts on the device, the other on the host
+            where = None if self.recipe.published else self.device
+            self.optimizer.state[p]["step"] = torch.tensor(float(found.step), device=where)
         self.step, self.log = found.step, found.log
         self.saver.last_step = found.step
         if self.world.leads:

@@ -22,12 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusechat.errors import BadData, FusechatError, MissingInput, TemporaryFailure, Unavailable
+from fusechat.errors import (
+    BadData,
+    FusechatError,
+    MissingInput,
+    TemporaryFailure,
+    Unavailable,
+    UsageError,
+)
 
 from fusechat_stages.artifacts import Stopped
 from fusechat_stages.training.job import Host, Job, World
 
-ERRORS = {e.exit_code: e for e in (BadData, MissingInput, Unavailable, TemporaryFailure)}
+ERRORS = {e.exit_code: e for e in (UsageError, BadData, MissingInput, Unavailable, TemporaryFailure)}
 FOLLOW_SECONDS = 20.0
 """How long the other ranks get to end by themselves once one has failed: they lose their peer and say so."""
 FAULT, STOPPED = 70, 143

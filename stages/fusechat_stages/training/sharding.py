@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fusechat.errors import UsageError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -56,6 +57,10 @@ def process_group(job: Job, world: World) -> Iterator[None]:
 
 def _rendezvous(job: Job, world: World) -> str:
     if world.size > world.local_size:
+        if "MASTER_ADDR" not in os.environ:
+            raise UsageError(
+                "fuse runs on several machines and MASTER_ADDR is not set; its launcher must name the first"
+            )
         return f"tcp://{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '23456')}"
     # A file needs no free port. Its name must be new for every group, or old ranks' entries are read.
     return f"file://{(job.scratch / 'rendezvous').absolute()}"
@@ -179,5 +184,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def tokenizer_size(folder: Path) -> int:
-    """How many ids the pivot's tokenizer has; the model's embedding may have more rows."""
-    return len(models.load_tokenizer(folder))
+    """One more than the highest id of the pivot's tokenizer (ids may have gaps); the model's embedding may
+    have more rows."""
+    return max(models.load_tokenizer(folder).get_vocab().values()) + 1
