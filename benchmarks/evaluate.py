@@ -2,14 +2,15 @@
 
     python benchmarks/evaluate.py [--quick] [--write]
 
-Model: a random Llama of 1.1 M parameters with 4,096 ids, as the examples use; its answers are as long as they
-are allowed to be (16 tokens). The peer decodes the same prompts in batches of 64 in their own order, which is
-how `generate` is commonly called, and, as the fairer comparison, in our batches.
+Model: a random Llama of 1 M parameters with 4,096 ids, as the examples use; at most 16 new tokens. The peer
+decodes the same prompts in batches of 64 in their own order, which is how `generate` is commonly called, and,
+as the fairer comparison, in our batches.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 import time
@@ -22,11 +23,11 @@ from fusechat_stages import chat
 from fusechat_stages.entry import run_local
 from fusechat_stages.generation import batches, greedy
 from fusechat_stages.models import load_model, load_tokenizer
-from harness import Row, measure, publish, quick
+from harness import Row, measure, publish, quick, ratio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-QUESTIONS, NEW_TOKENS, BUDGET, PEER_BATCH = 4000, 16, 16384, 64
+QUESTIONS, COMPARED, NEW_TOKENS, BUDGET, PEER_BATCH = 4000, 1000, 16, 16384, 64
 BAR_SECONDS = 8.0
 TEMPLATE = "qwen"
 SENTENCE = "add reverse sort count the words letters numbers of in a b c please what is how many and then"
@@ -39,45 +40,52 @@ def main() -> None:
         folder = Path(place)
         make_model(folder / "model")
         records = make_questions(folder / "questions", count)
-        rows = [*decoding(folder / "model", records), stage(folder, count)]
+        load = os.getloadavg()[0]
+        rows, lengths = decoding(folder / "model", records[:COMPARED])
+        rows.append(stage(folder, count))
     publish("evaluate", rows, [
-        f"{count} questions of 20 to 60 prompt tokens, {NEW_TOKENS} new tokens each, float32, "
-        f"{torch.get_num_threads()} threads; medians of three runs.",
-        "Both sides gave the same answers (compared before anything was timed).",
+        f"Questions of {min(lengths)} to {max(lengths)} prompt tokens (mean "
+        f"{sum(lengths) / len(lengths):.0f}), float32, {torch.get_num_threads()} thread(s), medians of 3.",
+        f"Load average of the machine before the first run: {load:.1f}.",
+        f"Compared on {len(lengths)} of them; both sides gave the same answers.",
     ])  # fmt: skip
 
 
-def decoding(model_folder: Path, records: Sequence[dict[str, Any]]) -> list[Row]:
-    """Tokens per second of the two, on one set of prompts."""
+def decoding(model_folder: Path, records: Sequence[dict[str, Any]]) -> tuple[list[Row], list[int]]:
+    """Tokens per second of the two on one set of prompts, and the prompts' lengths."""
     tokenizer, model = load_tokenizer(model_folder), load_model(model_folder, "float32")
     prompts = [chat.prompt_ids(tokenizer, TEMPLATE, record["messages"]) for record in records]
-    stop = chat.stop_ids(tokenizer, TEMPLATE)
+    lengths = [len(prompt) for prompt in prompts]
     order = list(range(len(prompts)))
     common = [order[i : i + PEER_BATCH] for i in range(0, len(order), PEER_BATCH)]
-    sorted_ = list(batches([len(p) for p in prompts], NEW_TOKENS, BUDGET))
+    own = list(batches(lengths, NEW_TOKENS, BUDGET))
+    stop = chat.stop_ids(tokenizer, TEMPLATE)
+    # A random model never ends its answers: with one id in eight as a stop they end after 7 tokens or so.
+    often = stop | set(random.Random(2).sample(range(len(tokenizer)), len(tokenizer) // 8))
+    cases = [
+        ("answers that end, batches of 64 in the data's order", often, common),
+        ("answers that end, our batches", often, own),
+        (f"all answers {NEW_TOKENS} tokens, our batches", stop, own),
+    ]
+    return [_compared(model, prompts, *case) for case in cases], lengths
 
+
+def _compared(
+    model: Any, prompts: list[list[int]], what: str, stop: set[int], cut: Sequence[Sequence[int]]
+) -> Row:
     def ours() -> list[list[int]]:
         found = greedy(model, prompts, stop_ids=stop, max_new_tokens=NEW_TOKENS, tokens_per_batch=BUDGET)
         return [answer.ids for answer in found]
 
     want = ours()
-    new = sum(len(ids) for ids in want)
-    assert generate(model, prompts, stop, sorted_) == want, "the peer answers otherwise"
-    mine = measure(ours)
-    rows = []
-    for what, cut in (("batches of 64 in the data's order", common), ("in our own batches", sorted_)):
-        theirs = measure(lambda cut=cut: generate(model, prompts, stop, cut))
-        rows.append(
-            Row(
-                f"greedy decoding against generate, {what}",
-                f"{new / theirs.median:,.0f} tokens/s ({theirs})",
-                f"{new / mine.median:,.0f} tokens/s ({mine})",
-                f"{theirs.median / mine.median:.2f}x",
-                ">= 1x",
-                theirs.median >= mine.median,
-            )
-        )
-    return rows
+    new = sum(map(len, want))
+    assert generate(model, prompts, stop, cut) == want, "the peer answers otherwise"
+    mine, theirs = measure(ours), measure(lambda: generate(model, prompts, stop, cut))
+    speeds = [f"{new / took.median:,.0f} tokens/s ({took})" for took in (theirs, mine)]
+    met = theirs.median >= mine.median
+    return Row(
+        f"greedy decoding against generate: {what}", *speeds, ratio(mine.median, theirs.median), ">= 1x", met
+    )
 
 
 def generate(
@@ -107,9 +115,12 @@ def stage(folder: Path, count: int) -> Row:
     params = {"benchmark": "exactMatch", "template": TEMPLATE, "dtype": "float32", "maxNewTokens": NEW_TOKENS}
     inputs = {"model": folder / "model", "questions": folder / "questions"}
     numbers = iter(range(100))
+    began = time.process_time()
     took = measure(lambda: run_local("evaluate", params, inputs, folder / f"out{next(numbers)}"))
+    cpu = (time.process_time() - began) / 3
     met = None if quick() else took.median < BAR_SECONDS
-    return Row(f"stage evaluate, {count} questions", "-", str(took), "-", f"< {BAR_SECONDS:g} s", met)
+    ours = f"{took}, {cpu:.1f} CPU s"
+    return Row(f"stage evaluate, {count} questions", "-", ours, "-", f"< {BAR_SECONDS:g} s", met)
 
 
 def make_model(folder: Path) -> None:
