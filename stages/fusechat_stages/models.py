@@ -27,10 +27,13 @@ TOKENIZER_FILES = (
 
 
 def needed(name: str) -> bool:
-    """Whether a model folder's file is read here: what an input must bring from the store."""
-    return (
-        name.endswith((".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt")) and "/" not in name
-    )
+    """Whether a model folder's file is read here: what an input must bring from the store.
+
+    Not the second copy of the weights that Mistral's repositories have (consolidated.safetensors).
+    """
+    if "/" in name or name.startswith("consolidated"):
+        return False
+    return name.endswith((".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt"))
 
 
 def pick_device() -> torch.device:

@@ -202,7 +202,8 @@ def test_attention_falls_back_to_sdpa_without_an_accelerator():
 @pytest.mark.parametrize(
     ("name", "read"),
     [("model-00001-of-00002.safetensors", True), ("tokenizer.json", True), ("chat_template.jinja", True),
-     ("pytorch_model.bin", False), ("original/params.json", False), ("README.md", False)],
+     ("consolidated.safetensors", False), ("pytorch_model.bin", False),
+     ("original/params.json", False), ("README.md", False)],
 )  # fmt: skip
 def test_only_files_that_are_read_are_brought(name, read):
     assert models.needed(name) is read
