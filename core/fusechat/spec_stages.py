@@ -22,7 +22,7 @@ from fusechat.spec_types import (
 )
 
 AlignMethod = Literal["MS", "EM", "MinED", "Bytes"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["bfloat16", "float32"]
 MergeMethod = Literal["sce", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "varm"]
 Subject = Literal["Pivot", "Sources", "Controls", "Targets", "Fused"]
 SUBJECTS: tuple[Subject, ...] = ("Pivot", "Sources", "Controls", "Targets", "Fused")
