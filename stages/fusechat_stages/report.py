@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusechat.errors import MissingInput
+
 from fusechat_stages import report_scores
 from fusechat_stages import report_sections as sections
 from fusechat_stages.artifacts import Input, Output

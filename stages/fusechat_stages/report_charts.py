@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusechat.intervals import Interval
+
 from fusechat_stages.report_html import Html, el
 from fusechat_stages.report_style import COLOURS, DASHES
 

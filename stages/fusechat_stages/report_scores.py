@@ -19,6 +19,7 @@ from fusechat.scores import (
     perplexity_table,
     score_table,
 )
+
 from fusechat_stages.report_charts import interval_chart, radar_chart
 from fusechat_stages.report_data import RunFacts
 from fusechat_stages.report_html import Html, el, figure, section, table

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusechat.scores import label
+
 from fusechat_stages.report_charts import Series, bar_chart, line_chart
 from fusechat_stages.report_data import Curve, RunFacts, StepFacts, by_layer
 from fusechat_stages.report_graph import duration, graph, state_of

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
 from fusechat.errors import MissingInput
 from fusechat.intervals import wilson
 from fusechat.scores import Subject
@@ -18,6 +17,7 @@ from fusechat_stages.report_data import by_layer, gather, thinned
 from fusechat_stages.report_graph import duration, layout
 from fusechat_stages.report_html import el, table
 from fusechat_stages.report_scores import verdict
+
 from tests.unit.report_example import Example, FolderStore
 
 NASTY = '<script>alert("x")</script> & \'"'

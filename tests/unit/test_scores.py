@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from fusechat.scores import (
     Subject,
     format_difference,
