@@ -220,6 +220,7 @@ def measured(root: Path, sizes: tuple[int, int, int]) -> tuple[list[Row], list[s
         "copy of the result into its folder.",
         "The largest tensor grows with the model: an embedding is a sixth of it.",
         "From S3: SeaweedFS runs on the same cores, so its own work is in the figure.",
+        f"Load average at the end: {os.getloadavg()[0]:.1f} (others' work slows peer and ours alike).",
     ]
     return rows, notes
 
