@@ -51,7 +51,14 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
         models += [Weights(inputs[role], label) for role, label in zip(roles, labels, strict=True)]
         for model in models:
             stack.callback(model.close)
-        planned = shards(tasks(models[0], models[1:], settings.profile == "Published"))
+        found = tasks(models[0], models[1:], settings.profile == "Published")
+        for task in found:
+            for label, target in zip(labels, task.targets, strict=False):
+                if target is None:
+                    print(
+                        f"warning: {task.place.name} of {label} has another shape and is left out", flush=True
+                    )
+        planned = shards(found)
         stack.enter_context(one_thread_each())
         far = not all(model.folder for model in models)
         Merger(settings, labels, planned, out, far).run()

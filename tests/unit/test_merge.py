@@ -139,12 +139,13 @@ def test_corrected_refuses_what_does_not_fit(tmp_path, what, difference, sentenc
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_published_cuts_larger_embeddings_and_skips_the_rest(tmp_path):
+def test_published_cuts_larger_embeddings_and_skips_the_rest(tmp_path, capsys):
     larger = tensors(1, rows=10)
     odd = {**larger, LAYER: torch.ones(6, 5), "extra.weight": torch.ones(2)}
     cut = {**larger, EMBEDDING: larger[EMBEDDING][:8].clone(), HEAD: larger[HEAD][:8].clone()}
     same = {**cut, LAYER: tensors(0)[LAYER]}
     one, _ = run(tmp_path / "one", case(tmp_path / "one", odd), profile="Published")
+    assert f"warning: {LAYER} of ann has another shape" in capsys.readouterr().out
     two, _ = run(tmp_path / "two", case(tmp_path / "two", same), profile="Published")
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     assert LAYER not in json.loads((one / "coefficients.json").read_text())["tensors"]
