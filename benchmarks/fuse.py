@@ -29,7 +29,7 @@ from fusechat_stages.training.sharding import process_group
 from harness import Row, peak_rss, publish, quick
 
 V, K, BATCH = 32_002, 10, 4
-STEPS, ROUNDS = (2, 3) if quick() else (3, 9)
+STEPS, ROUNDS = (2, 3) if quick() else (2, 5)
 
 
 class Quiet:
@@ -154,21 +154,21 @@ def times(steps: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
 
 
 def memory(root: Path, batch: int, max_length: int) -> dict[str, int]:
-    """Peak resident bytes of a fork that loads the model and takes three steps."""
+    """Peak resident bytes of a fork that loads the model and takes two steps."""
 
     def ours(strategy: str) -> Callable[[], None]:
         def run() -> None:
             job = job_of(root, strategy, batch, max_length)
             with process_group(job, World()):
                 trainer = Trainer(job, World())
-                for _ in range(3):
+                for _ in range(2):
                     trainer._one_step(Quiet())
 
         return run
 
     def theirs() -> None:
         step = plain(root, batch)
-        for _ in range(3):
+        for _ in range(2):
             step()
 
     return {"plain": peak_rss(theirs), "sft": peak_rss(ours("SFT")), "fuse": peak_rss(ours("Pairwise"))}
