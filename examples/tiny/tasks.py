@@ -1,8 +1,8 @@
-"""Five skills with verifiable answers: translate, negate, name capitals, sort, reverse; three words a question.
+"""Five skills with verifiable answers: French words, opposites, capitals, sorting, reversing.
 
 Used by make_tiny.py. A question belongs to one part (`train`, `dev`, `test`) by a hash of its words in any
-order, so that no held-out question, nor another order of its words, is ever trained on. Everything is drawn from
-seeds. Knows no model and no tokenizer.
+order, so that no held-out question, nor another order of its words, is ever trained on. Everything is drawn
+from seeds. Knows no model and no tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SWAPPED = 0.25
 
 @dataclass(frozen=True)
 class Skill:
-    """How to ask for it, the words it is asked about, the right answer, and the words that answers are made of."""
+    """How to ask for it, the words it asks about, the right answer, and what answers are made of."""
 
     ask: str
     words: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Train one tiny chat model from nothing and save it as any chat model is: safetensors, tokenizer, template.
 
-Called by make_tiny.py, one process a model. The conversations are written by `fusechat_stages.chat`, as they are
-when the model is asked. One thread, one seed: the same bytes on the same machine.
+Called by make_tiny.py, one process a model. The conversations are written by `fusechat_stages.chat`, as they
+are when the model is asked. One thread, one seed: the same bytes on the same machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make(recipe: Recipe, folder: Path, seed: int) -> str:
 
 
 def fit(model: Any, encoded: Sequence[tuple[list[int], int]], recipe: Recipe, seed: int) -> float:
-    """AdamW on the answers' tokens, cosine from `recipe.learning_rate`; the mean loss of the last 50 steps."""
+    """AdamW on the answers' tokens, cosine from `recipe.learning_rate`; mean loss of the last 50 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, betas=(0.9, 0.98))
     batches, losses = _batches(encoded, recipe.batch, random.Random(seed)), []
     model.train()

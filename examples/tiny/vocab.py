@@ -1,7 +1,7 @@
 """Small tokenizers of both kinds that chat models have, trained on the spot. Used by train.py.
 
-`byte_level`: as GPT-2's, Qwen's, Llama 3's. `sentencepiece`: a word marker and byte fallback, as Llama 2's and
-Mistral's. Same texts in, same tokenizer out. Knows no model.
+`byte_level`: as GPT-2's, Qwen's, Llama 3's. `sentencepiece`: a word marker and byte fallback, as Llama 2's
+and Mistral's. Same texts in, same tokenizer out. Knows no model.
 """
 
 from __future__ import annotations
