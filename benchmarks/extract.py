@@ -55,8 +55,7 @@ NOTES = [
     "Text: AlpacaEval's instruction and output pairs under OpenChat's real vocabulary (32,002); model: Llama "
     "of 8.6 M random parameters. Rendering and writing are in both sides' time, loading in neither.",
     "The ratio is one of text: the original's own figures (3.9x from 512 to 2,048) say that nearly all its "
-    "texts were within 512 tokens. With all of AlpacaEval (mean 558) the supervised rows alone are a quarter "
-    "of the padded positions, and the forward of them bounds the ratio at about 9x.",
+    "texts were within 512 tokens, as are those here.",
     "SmolLM2-135M by its shape (random weights: time does not depend on them), float32 on the CPU.",
     "A block keeps 72 bytes a row until it is written: at 2,048 conversations of 2,048 tokens that is "
     "0.3 GB, at 400 answer tokens each 60 MB.",
@@ -255,7 +254,7 @@ def written(model: Any, samples: list[scorer.Sample], path: Path) -> None:
 
 
 def scaling(place: Path) -> list[Row]:
-    """The whole stage at 1, 4 and 16 times the data (one block is 2,048 conversations)."""
+    """The whole stage at 1, 4 and 16 times the data: 2 blocks, so that reading ahead is in all of them."""
     tokenizer = tokenizers.byte_level(1000)
     folder = place / "model"
     llama(len(tokenizer), 32, 1).save_pretrained(folder)
@@ -263,7 +262,7 @@ def scaling(place: Path) -> list[Row]:
     sizes = (1, 2, 4) if quick() else (1, 4, 16)
     peaks, seconds = [], []
     for times in sizes:
-        data = dataset(place / f"data{times}", times * (64 if quick() else shards.BLOCK_SAMPLES))
+        data = dataset(place / f"data{times}", times * (64 if quick() else 2 * shards.BLOCK_SAMPLES))
         inputs, out = {"model": folder, "dataset": data}, place / f"out{times}"
         start = time.perf_counter()
         peaks.append(
@@ -295,7 +294,7 @@ def dataset(folder: Path, count: int) -> Path:
     line = {
         "messages": [
             {"role": "user", "content": "How are you?"},
-            {"role": "assistant", "content": "I am fine. " * 8},
+            {"role": "assistant", "content": "I am fine. " * 2},
         ]
     }
     for block, first in enumerate(range(0, count, shards.BLOCK_SAMPLES)):

@@ -65,12 +65,19 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
             scorer = Scorer.load(folder, tokenizer, recipe, out.runtime)
             out.deterministic = scorer.device.type == "cpu"
         progress.start(work.block)
-        readable = [sample for sample in work.samples if scorer.can_read(sample)]
-        work.dropped["tokenBeyondModel"] += len(work.samples) - len(readable)
-        rows = scorer.score(readable, progress)
-        path = out.folder / shards.block_name(work.block)
-        shards.write_rows(path, rows)
-        out.publish_block(work.block, {path.name: path}, block_metrics(rows, work))
+        path, metrics = score(scorer, work, progress, out.folder)
+        out.publish_block(work.block, {path.name: path}, metrics)
+
+
+def score(scorer: Scorer, work: Work, progress: Progress, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The block's file and metrics. What the block took in memory is free again when this returns."""
+    readable = [sample for sample in work.samples if scorer.can_read(sample)]
+    work.dropped["tokenBeyondModel"] += len(work.samples) - len(readable)
+    work.samples.clear()
+    rows = scorer.score(readable, progress)
+    path = folder / shards.block_name(work.block)
+    shards.write_rows(path, rows)
+    return path, block_metrics(rows, work)
 
 
 def summarise(sums: dict[str, Any]) -> dict[str, Any]:
