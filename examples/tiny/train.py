@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import vocab
 from fusechat_stages import chat
 from recipes import HEADS, LAYERS, WIDTH, Recipe
@@ -24,11 +25,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 MAX_LENGTH = 64
 WARM_UP_STEPS = 50
+REPORT_STEPS = 500
 
 
 def make(recipe: Recipe, folder: Path, seed: int) -> str:
     """Train `recipe` into `folder`; a line that says how it went."""
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()
     scope = {skill: known(skill, share, f"{seed} {recipe.name}") for skill, share in recipe.met.items()}
     examples = mixture(recipe.lessons, "train", f"{seed} {recipe.name}", scope)
@@ -58,6 +61,8 @@ def fit(model: Any, encoded: Sequence[tuple[list[int], int]], recipe: Recipe, se
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
+        if (step + 1) % REPORT_STEPS == 0 and step + 1 < recipe.steps:
+            print(f"{recipe.name}: step {step + 1} of {recipe.steps}, loss {losses[-1]:.3f}", flush=True)
     return sum(losses[-50:]) / 50
 
 

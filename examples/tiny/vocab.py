@@ -6,6 +6,7 @@ and Mistral's. Same texts in, same tokenizer out. Knows no model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,14 +30,22 @@ def byte_level(texts: Sequence[str], size: int, control: Sequence[str], chat_tem
 def sentencepiece(texts: Sequence[str], size: int, chat_template: str) -> Any:
     """At most `size` ids, <unk>, <s>, </s> and 256 bytes among them; <s> is put before every text."""
     control = ["<unk>", "<s>", "</s>"]
-    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = words
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[*control, *fallback], show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    # Built anew from what was learned: the trainer makes control tokens of the 256 bytes, which are text.
+    learned = json.loads(trained.to_str())["model"]
+    merges = [(first, second) for first, second in learned["merges"]]
+    backend = Tokenizer(
+        models.BPE(learned["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.pre_tokenizer = words
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[*control, *fallback], show_progress=False)
-    backend.train_from_iterator(texts, trainer)
     begin = ("<s>", backend.token_to_id("<s>"))
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[begin]
