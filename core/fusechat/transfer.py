@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
 PART_BYTES = 16 << 20
-"""Size of a part going up and of a range coming down."""
+"""Size of a part going up; a file that is no larger goes and comes in one request."""
+
+RANGE_BYTES = 32 << 20
+"""Size of a range coming down: it is never held in memory, and larger ones cost both ends less."""
 
 MOST_PARTS = 10_000
 """S3's limit; files over PART_BYTES * MOST_PARTS go up in larger parts."""
@@ -184,11 +187,11 @@ def _download_small(client: S3Client, place: Place, key: str, size: int, sha256:
 
 
 def _download_large(client: S3Client, place: Place, key: str, size: int, sha256: str, target: Path) -> bool:
-    facts = {"key": key, "size": size, "sha256": sha256, "range": PART_BYTES}
+    facts = {"key": key, "size": size, "sha256": sha256, "range": RANGE_BYTES}
     with owned(target, facts) as part:
         if part is None:  # another process has just done it
             return True
-        need(target, size - len(part.done) * PART_BYTES)
+        need(target, size - len(part.done) * RANGE_BYTES)
         good = _fetch(client, place, key, size, part) == sha256
         part.keep() if good else part.drop()
     return good
@@ -198,10 +201,10 @@ def _fetch(client: S3Client, place: Place, key: str, size: int, part: PartFile) 
     """Fetch the ranges that are not there yet; the sha256 of the whole, hashed while the rest arrives."""
     sha = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
-    starts = range(0, size, PART_BYTES)
+    starts = range(0, size, RANGE_BYTES)
 
     def fetch(start: int) -> None:
-        _range(client, place, key, start, min(size, start + PART_BYTES), part.descriptor)
+        _range(client, place, key, start, min(size, start + RANGE_BYTES), part.descriptor)
         part.add(start)
 
     with _pool() as pool:
@@ -209,7 +212,7 @@ def _fetch(client: S3Client, place: Place, key: str, size: int, part: PartFile) 
         for start in starts:
             if start in arriving:
                 arriving[start].result()
-            _hash(sha, part.descriptor, start, min(size, start + PART_BYTES), buffer)
+            _hash(sha, part.descriptor, start, min(size, start + RANGE_BYTES), buffer)
     return sha.hexdigest()
 
 

@@ -29,6 +29,7 @@ RANGE = 1 << 20
 def small_parts(monkeypatch):
     """Parts of 5 MiB in place of 16: the machinery of parts and ranges on smaller files."""
     monkeypatch.setattr(transfer, "PART_BYTES", PART)
+    monkeypatch.setattr(transfer, "RANGE_BYTES", PART)
 
 
 def keys(store, prefix=""):
@@ -119,7 +120,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(store, tmp_path):
 import os, pathlib, signal
 from fusechat import store_partfile, transfer
 from fusechat.store import FileEntry, Store
-transfer.PART_BYTES, transfer.STREAMS = {RANGE}, 1
+transfer.RANGE_BYTES, transfer.STREAMS = {RANGE}, 1
 real = store_partfile.PartFile.add
 def add(self, start):
     real(self, start)
@@ -147,11 +148,11 @@ def _ranges_asked_for(store, work):
 
     events = store.client.meta.events
     events.register("before-call.s3.GetObject", note)
-    saved, transfer.PART_BYTES = transfer.PART_BYTES, RANGE
+    saved, transfer.RANGE_BYTES = transfer.RANGE_BYTES, RANGE
     try:
         work()
     finally:
-        transfer.PART_BYTES = saved
+        transfer.RANGE_BYTES = saved
         events.unregister("before-call.s3.GetObject", note)
     return starts
 

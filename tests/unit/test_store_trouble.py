@@ -181,6 +181,7 @@ def entry_of(body):
 @pytest.mark.parametrize("size", [1000, 40_000], ids=["small", "large"])
 def test_an_answer_that_breaks_off_is_gone_on_with(tmp_path, monkeypatch, size):
     monkeypatch.setattr(transfer, "PART_BYTES", 10_000)
+    monkeypatch.setattr(transfer, "RANGE_BYTES", 10_000)
     body = bytes(range(250)) * (size // 250)
     bucket, ends = Bucket(), []
     bucket.objects["x"] = body
