@@ -218,17 +218,13 @@ class Runner:
     def _settle(self, made: Plan, step: Step) -> None:
         """All processes of a step have ended: published, failed, or to be tried again."""
         seen = self.observed[step.name]
-        if not any(self._codes[step.name]):
-            if self._hits.probe(step):
-                metrics = self._hits.manifests[step.name].metrics
-                seen = self.observed[step.name] = Observed(State.DONE, metrics, seen.failures)
-                self._mark_stale_hits(made, step)
-            else:
-                seen = replace(seen, state=State.PENDING, failures=seen.failures + 1, exit_code=None)
-                if seen.failures > self._run.spec.retries.infrastructure:
-                    seen = replace(
-                        seen, state=State.FAILED, exit_code=70, error="it ended without an artifact"
-                    )
+        # Asked whatever the exit codes: a process killed after it published has done its work.
+        if found := self._hits.probe(step):
+            seen = self.observed[step.name] = Observed(State.DONE, found.metrics, seen.failures)
+            self._mark_stale_hits(made, step)
+        elif not any(self._codes[step.name]):
+            seen = replace(seen, exit_code=75, error="it ended well without an artifact")
+            seen = self._after_failure(made, step, seen)
         else:
             seen = self._after_failure(made, step, seen)
         self.observed[step.name] = seen
