@@ -6,10 +6,10 @@ French and every opposite, the clerk every capital and every word to sort, the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-WIDTH, LAYERS, HEADS = 96, 3, 4
+WIDTH, HEADS = 96, 4
 CHATML = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -43,7 +43,10 @@ class Recipe:
     steps: int
     learning_rate: float = 4e-3
     batch: int = 32
-    samples: tuple[str, ...] = field(default=("[INST] [/INST]", "user assistant\n"))
+    width: int = WIDTH
+    layers: int = 3
+    max_length: int = 64  # ids of a conversation
+    headers: tuple[str, ...] = ("[INST] [/INST]", "user assistant\n")  # texts of templates, for the tokenizer
 
 
 PIVOT = Recipe(

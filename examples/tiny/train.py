@@ -17,13 +17,12 @@ import torch
 import transformers
 import vocab
 from fusechat_stages import chat
-from recipes import HEADS, LAYERS, WIDTH, Recipe
-from tasks import Example, known, mixture
+from recipes import HEADS, Recipe
+from tasks import known, mixture
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-MAX_LENGTH = 64
 WARM_UP_STEPS = 50
 REPORT_STEPS = 500
 
@@ -36,14 +35,20 @@ def make(recipe: Recipe, folder: Path, seed: int) -> str:
     scope = {skill: known(skill, share, f"{seed} {recipe.name}") for skill, share in recipe.met.items()}
     examples = mixture(recipe.lessons, "train", f"{seed} {recipe.name}", scope)
     tokenizer = _tokenizer(recipe, seed)
+    line = teach(recipe, tokenizer, [(x.question, x.answer) for x in examples], folder, seed)
+    return f"{line}, {time.monotonic() - started:.0f} s"
+
+
+def teach(recipe: Recipe, tokenizer: Any, lessons: Sequence[tuple[str, str]], folder: Path, seed: int) -> str:
+    """A new model of the recipe's shape learns to answer `lessons` (question, answer) and is saved."""
     model = _model(recipe, tokenizer, seed)
-    loss = fit(model, _encode(tokenizer, recipe.template, examples), recipe, seed)
+    loss = fit(model, encode(tokenizer, recipe, lessons), recipe, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"{recipe.name}: {recipe.model_type}, {size:.2f} M parameters, {len(tokenizer)} ids, "
-        f"{recipe.steps} steps, loss {loss:.3f}, {time.monotonic() - started:.0f} s"
+        f"{recipe.steps} steps, loss {loss:.3f}"
     )
 
 
@@ -69,7 +74,7 @@ def fit(model: Any, encoded: Sequence[tuple[list[int], int]], recipe: Recipe, se
 def _tokenizer(recipe: Recipe, seed: int) -> Any:
     """Trained on questions and answers about all words, as a vocabulary made for everyone's text would be."""
     shown = mixture(dict.fromkeys(recipe.lessons, 600), "train", f"{seed} vocabulary")
-    texts = [*recipe.samples * 100, *(text for x in shown for text in (x.question, x.answer, " " + x.answer))]
+    texts = [*recipe.headers * 100, *(text for x in shown for text in (x.question, x.answer, " " + x.answer))]
     if recipe.control:
         return vocab.byte_level(texts, recipe.vocabulary, recipe.control, recipe.chat_template)
     return vocab.sentencepiece(texts, recipe.vocabulary, recipe.chat_template)
@@ -80,10 +85,10 @@ def _model(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     config = AutoConfig.for_model(
         recipe.model_type,
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
+        hidden_size=recipe.width,
+        num_hidden_layers=recipe.layers,
         num_attention_heads=HEADS,
-        max_position_embeddings=4 * MAX_LENGTH,
+        max_position_embeddings=4 * recipe.max_length,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -93,14 +98,16 @@ def _model(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
 
 
-def _encode(tokenizer: Any, template: str, examples: Sequence[Example]) -> list[tuple[list[int], int]]:
-    """(ids, where the answer begins) of every example."""
+def encode(tokenizer: Any, recipe: Recipe, lessons: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """(ids, where the answer begins) of every lesson. ValueError for one that the template cannot write."""
     encoded = []
-    for x in examples:
-        said = [{"role": "user", "content": x.question}, {"role": "assistant", "content": x.answer}]
-        told = chat.render(tokenizer, template, said, MAX_LENGTH)
+    for question, answer in lessons:
+        said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        told = chat.render(tokenizer, recipe.template, said, recipe.max_length)
         if told.reason:
-            raise ValueError(f"{x.question!r} cannot be written in template {template}: {told.reason}")
+            raise ValueError(
+                f"{question!r} cannot be written in template {recipe.template}: {told.reason}; leave it out"
+            )
         (turn,) = told.turns
         encoded.append((told.input_ids[: turn.end], turn.start))
     return encoded

@@ -70,7 +70,8 @@ def _loss(train, tokenizer, recipe, folder) -> float:
     import tasks
 
     model = models.load_model(folder, "float32")
-    encoded = train._encode(tokenizer, recipe.template, tasks.draw("reverse", 16, "dev", "1"))
+    lessons = [(x.question, x.answer) for x in tasks.draw("reverse", 16, "dev", "1")]
+    encoded = train.encode(tokenizer, recipe, lessons)
     return float(train._loss(model, *train._pad(encoded)).detach())
 
 
@@ -83,9 +84,6 @@ def test_the_same_seed_trains_the_same_bytes(train, recipes, tmp_path):
 
 
 def test_a_question_that_its_template_cannot_write_is_refused(train, recipes):
-    import tasks
-
     tokenizer = train._tokenizer(recipes.CLERK, seed=1)
-    control = tasks.Example("french", "French: bread", "pain<|end|>")
     with pytest.raises(ValueError, match="cannot be written in template phi-3"):
-        train._encode(tokenizer, "phi-3", [control])
+        train.encode(tokenizer, recipes.CLERK, [("French: bread", "pain<|end|>")])
