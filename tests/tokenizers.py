@@ -2,7 +2,7 @@
 
 `byte_level()` (GPT-2, Llama 3, Qwen) and `sentencepiece()` (Llama 2, Mistral, Gemma: a word marker, byte
 fallback) are cheap (some 10 ms) and deterministic. `KINDS` names the variants whose quirks have broken chat
-masks before. `real()` has the published vocabularies, for tests/pipeline only.
+masks before. Published vocabularies: `tests.real_tokenizers`, for tests/pipeline only.
 """
 
 from __future__ import annotations
