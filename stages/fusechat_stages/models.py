@@ -173,9 +173,17 @@ class _Given(nn.Module):
         self._hidden = hidden_1RH
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
+        return _GivenOutput(last_hidden_state=self._hidden)
 
-        return MoeModelOutputWithPast(last_hidden_state=self._hidden)
+
+class _GivenOutput(dict[str, Any]):
+    """What a backbone returns, for every family: the hidden states, and None for all else it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.get("last_hidden_state" if key == 0 else key)
 
 
 def attention_for(attention: str, dtype: torch.dtype) -> str:

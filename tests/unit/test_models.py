@@ -207,3 +207,12 @@ def test_attention_falls_back_to_sdpa_without_an_accelerator():
 )  # fmt: skip
 def test_only_files_that_are_read_are_brought(name, read):
     assert models.needed(name) is read
+
+
+@torch.inference_mode()
+def test_a_family_whose_backbone_has_other_outputs_gives_its_logits_too():
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4, vocab_size=96)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids_1T = torch.arange(3, 15)[None]
+    found = models.head_logits(model, models.hidden_states(model, ids_1T)[0])
+    torch.testing.assert_close(found, model(input_ids=ids_1T).logits[0], rtol=0, atol=1e-6)
