@@ -124,7 +124,9 @@ class Reporter:
                 partial.replace(self._file)
             if now - self._last["line"] > 5:
                 self._last["line"] = now
-                print(f"{done:,.10g}/{total:,.10g} {unit}", *(f"{k}={v}" for k, v in facts.items()), flush=True)
+                print(
+                    f"{done:,.10g}/{total:,.10g} {unit}", *(f"{k}={v}" for k, v in facts.items()), flush=True
+                )
             if self._put and now - self._last["store"] > PROGRESS_SECONDS:
                 self._last["store"] = now
                 self._put(state)
