@@ -24,6 +24,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from fusechat.errors import TemporaryFailure
+
 HEAVY = frozenset({"extract", "align", "fuse", "merge", "evaluate"})
 """Stages that need torch or transformers."""
 
@@ -62,12 +64,13 @@ class Process:
 
     def _forked_code(self) -> int | None:
         code: int | None = self.forked.exitcode
-        if code == SERVER_DIED and not self.read("summary"):
-            # Whoever still runs has nobody to report to, and would race with its next attempt.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.forked.pid, signal.SIGKILL)
-            return -signal.SIGKILL
-        return code
+        if code != SERVER_DIED:
+            return code
+        # Nobody is left to report how it ended but itself. If it still runs, it would race with its next
+        # attempt.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.forked.pid, signal.SIGKILL)
+        return int(self.read("summary").get("exitCode", -signal.SIGKILL))
 
     def stop(self, how: signal.Signals) -> None:
         """Send a signal to the process, if it still runs."""
@@ -141,8 +144,20 @@ class Processes:
 
     def _fork(self, process: Process, told: Mapping[str, Any]) -> Process:
         self.preload()
-        process.forked = self._context.Process(target=_forked, args=(dict(told),), daemon=False)
-        process.forked.start()
+        for last in (False, False, True):
+            process.forked = self._context.Process(target=_forked, args=(dict(told),), daemon=False)
+            try:
+                process.forked.start()
+                break
+            except (EOFError, OSError) as error:
+                # It was killed with our request in its hands; multiprocessing starts another.
+                if last:
+                    raise TemporaryFailure(
+                        "(memory?), then run the same command again"
+                        "it (memory?), then run the same command again"
+                    ) from error
+                self._warm = False
+                self._forked.clear()
         if not self._warm:
             self._forked.append(process)
         return process
