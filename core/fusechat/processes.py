@@ -153,8 +153,8 @@ class Processes:
                 # It was killed with our request in its hands; multiprocessing starts another.
                 if last:
                     raise TemporaryFailure(
-                        "(memory?), then run the same command again"
-                        "it (memory?), then run the same command again"
+                        f"the server that forks the steps dies again and again ({error}); look for what "
+                        "kills it (memory?), then run the same command again"
                     ) from error
                 self._warm = False
                 self._forked.clear()
