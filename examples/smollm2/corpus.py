@@ -1,4 +1,4 @@
-"""Questions and answers of the English chatterbot-corpus (PyPI, BSD), in three parts that share no question.
+"""Questions and answers of the English chatterbot-corpus (PyPI, BSD), in four parts that share no question.
 
 Used by make_smollm2.py. A pair's part is a hash of its question, so that what is held out is never trained
 on. Knows no model.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-PARTS = (("test", 20), ("lessons", 50), ("fusion", 100))
+PARTS = (("test", 20), ("dev", 30), ("lessons", 55), ("fusion", 100))
 """Part and the hundredth up to which its hashes go."""
 
 
@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Pair]:
 
 
 def part(pair: Pair) -> str:
-    """`test`, `lessons` or `fusion`."""
+    """`test` (held out), `dev` (to tune on), `lessons` (the pivot's own) or `fusion`."""
     question = " ".join(pair.question.lower().split())
     number = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 100
     return next(name for name, end in PARTS if number < end)

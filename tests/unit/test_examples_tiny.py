@@ -163,11 +163,13 @@ def test_what_stopped_half_way_leaves_the_old_build_and_no_rubbish(tiny, tmp_pat
     assert (out / "old").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", ["tiny.yaml"])
-def test_the_example_is_a_valid_run_of_at_most_25_lines(name):
+@pytest.mark.parametrize("name", ["tiny.yaml", "smollm2.yaml"])
+def test_an_example_is_a_valid_run_of_at_most_25_lines(name):
     run = load(EXAMPLES / name)
     assert isinstance(run, Base)
     lines = [line for line in (EXAMPLES / name).read_text().splitlines() if not line.startswith("#")]
     assert len(lines) <= 25
     assert run.spec.controls == ("SFT",)
-    assert Path(run.spec.pivot.uri.removeprefix("file://")).parent == TINY / "build"
+    built = EXAMPLES / name.removesuffix(".yaml") / "build"
+    uris = [model.uri for model in (run.spec.pivot, *run.spec.sources)] + [run.spec.dataset.uri]
+    assert {Path(uri.removeprefix("file://")).parent for uri in uris} == {built}
