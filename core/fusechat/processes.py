@@ -32,6 +32,9 @@ HEAVY = frozenset({"extract", "align", "fuse", "merge", "evaluate"})
 SERVER_DIED = 255
 """What multiprocessing reports of a process whose fork server was killed."""
 
+SERVER_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Between tries to reach the fork server: one that was killed takes a moment to be seen as dead."""
+
 ORPHAN_SECONDS = 30.0
 """What a stage whose runner died has to save its work."""
 
@@ -144,20 +147,21 @@ class Processes:
 
     def _fork(self, process: Process, told: Mapping[str, Any]) -> Process:
         self.preload()
-        for last in (False, False, True):
+        for pause in (*SERVER_PAUSES_SECONDS, None):
             process.forked = self._context.Process(target=_forked, args=(dict(told),), daemon=False)
             try:
                 process.forked.start()
                 break
             except (EOFError, OSError) as error:
                 # It was killed with our request in its hands; multiprocessing starts another.
-                if last:
+                if pause is None:
                     raise TemporaryFailure(
                         f"the server that forks the steps dies again and again ({error}); look for what "
                         "kills it (memory?), then run the same command again"
                     ) from error
                 self._warm = False
                 self._forked.clear()
+                time.sleep(pause)
         if not self._warm:
             self._forked.append(process)
         return process
