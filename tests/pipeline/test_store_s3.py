@@ -27,7 +27,7 @@ RANGE = 1 << 20
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Parts of 5 MiB in place of 16: the machinery of parts and ranges on smaller files."""
+    """Parts and ranges of 5 MiB: the machinery of large files on smaller ones."""
     monkeypatch.setattr(transfer, "PART_BYTES", PART)
     monkeypatch.setattr(transfer, "RANGE_BYTES", PART)
 
