@@ -23,7 +23,7 @@ from fusechat.errors import FusechatError, UsageError
 from fusechat.hits import Hits, Server
 from fusechat.plan import Plan, Step, plan, report_step, resolve_step
 from fusechat.processes import HEAVY, Process, Processes, wait_any
-from fusechat.progress import Observed, State, decide, needed
+from fusechat.progress import Observed, State, decide, gates_of, needed
 from fusechat.record import record
 from fusechat.spec import FusionRun
 from fusechat.store import Store
@@ -153,7 +153,7 @@ class Runner:
         return made
 
     def _carry_out(self, made: Plan) -> tuple[int, str]:
-        gates = _gates(self._run)
+        gates = gates_of(self._run)
         while True:
             self._reap(made)
             ready = {n: o for n, o in self.observed.items() if self._not_before.get(n, 0) <= time.monotonic()}
@@ -333,16 +333,6 @@ def _known(made: Plan, name: str) -> Step:
         return made.step(name)
     except KeyError as error:
         raise UsageError(str(error.args[0])) from error
-
-
-def _gates(run: FusionRun) -> dict[str, float]:
-    gates = run.spec.gates
-    named = {
-        "keptShare": gates.kept_share,
-        "alignmentCoverage": gates.alignment_coverage,
-        "winShare": gates.win_share,
-    }
-    return {name: float(least) for name, least in named.items() if least is not None}
 
 
 def _death(code: int) -> str:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from fusechat.plan import Plan, Step
+from fusechat.spec import FusionRun
 
 
 class State(StrEnum):
@@ -140,6 +141,17 @@ GATES: Mapping[str, tuple[str, str]] = {
     "alignmentCoverage": ("align", "coverage"),
     "winShare": ("filter", "winShare"),
 }
+
+
+def gates_of(run: FusionRun) -> dict[str, float]:
+    """The thresholds that a run sets, by gate."""
+    gates = run.spec.gates
+    named = {
+        "keptShare": gates.kept_share,
+        "alignmentCoverage": gates.alignment_coverage,
+        "winShare": gates.win_share,
+    }
+    return {name: float(least) for name, least in named.items() if least is not None}
 
 
 def _closed_gates(plan: Plan, observed: Mapping[str, Observed], gates: Mapping[str, float]) -> dict[str, str]:

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fusechat.progress import PUBLISHED, Observed, State
 from fusechat.steps import Plan, Step
-from fusechat.store import Manifest
+
+
+class Measured(Protocol):
+    """What of a manifest is told: its metrics."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]: ...
 
 
 def record(
     plan: Plan,
     observed: Mapping[str, Observed],
-    manifests: Mapping[str, Manifest],
+    manifests: Mapping[str, Measured],
     seconds: Mapping[str, float],
     attempts: Mapping[str, int],
     started: float,

@@ -37,22 +37,27 @@ class Condition(Base):
     last_transition_time: Time = Field(description="When the status last changed.")
 
 
-class StepLine(Base):
-    """One step, in as few bytes as can be."""
-
-    name: Name = Field(description="Name of the step in the plan.")
-    state: StepState = Field(description="Where it stands.")
-    address: Annotated[str, Field(max_length=16)] | None = Field(
-        None, description="First hex digits of its artifact's address."
-    )
-
-
 class Attempts(Base):
     """How often a step was started, by what ended the attempt."""
 
     disruption: Count = Field(0, description="Evicted, preempted, or its node was lost.")
     infrastructure: Count = Field(0, description="Trouble outside: store, hub, image.")
     bug: Count = Field(0, description="Bad data, out of memory, NaN loss: not tried again.")
+
+
+class StepLine(Base):
+    """One step, in as few bytes as can be; what is counted here survives the operator."""
+
+    name: Name = Field(description="Name of the step in the plan.")
+    state: StepState = Field(description="Where it stands.")
+    address: Annotated[str, Field(max_length=16)] | None = Field(
+        None, description="First hex digits of its artifact's address."
+    )
+    tries: Attempts | None = Field(None, description="Attempts that ended without an artifact, by cause.")
+    ended: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="UID of the last child whose end was counted."
+    )
+    replanned: bool | None = Field(None, description="Whether it lacked an input once, which was made anew.")
 
 
 class StepDetail(Base):
@@ -88,6 +93,9 @@ class Pin(Base):
 
     name: Short = Field(description="pivot, dataset, a source or a benchmark.")
     pin: Annotated[str, Field(max_length=80)] = Field(description="hf:<commit> or sha256:<digest>.")
+    asked: Annotated[str, Field(max_length=16)] | None = Field(
+        None, description="Digest of what was asked for; an edit that leaves it keeps the pin."
+    )
 
 
 class FrozenPlan(Base):

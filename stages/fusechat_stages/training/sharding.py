@@ -57,11 +57,14 @@ def process_group(job: Job, world: World) -> Iterator[None]:
 
 def _rendezvous(job: Job, world: World) -> str:
     if world.size > world.local_size:
-        if "MASTER_ADDR" not in os.environ:
+        # PyTorchJob and our own Jobs set the plain names, Kubeflow Trainer those with PET_.
+        first = os.environ.get("MASTER_ADDR") or os.environ.get("PET_MASTER_ADDR")
+        if not first:
             raise UsageError(
                 "fuse runs on several machines and MASTER_ADDR is not set; its launcher must name the first"
             )
-        return f"tcp://{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '23456')}"
+        port = os.environ.get("MASTER_PORT") or os.environ.get("PET_MASTER_PORT") or "23456"
+        return f"tcp://{first}:{port}"
     # A file needs no free port. Its name must be new for every group, or old ranks' entries are read.
     return f"file://{(job.scratch / 'rendezvous').absolute()}"
 

@@ -1,0 +1,85 @@
+"""`python -m fusechat_operator`: one replica, from its environment to its end.
+
+Waits for the Lease, then watches and reconciles until SIGTERM. Losing the Lease ends the process at once:
+another replica works by then. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from prometheus_client import start_http_server
+
+from fusechat_operator import handlers, lease, settings
+from fusechat_operator.artifacts import Artifacts
+from fusechat_operator.cluster import Cluster
+from fusechat_operator.engine import Engine
+from fusechat_operator.health import Heartbeat, serve
+from fusechat_operator.metrics import Metrics
+
+log = logging.getLogger("fusechat")
+
+
+def main() -> int:
+    """Run one replica; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        told = settings.read(os.environ)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 64
+    return asyncio.run(_replica(told))
+
+
+async def _replica(told: settings.Settings) -> int:
+    try:
+        cluster = await Cluster.connect(told.api_qps, told.api_burst)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 64
+    metrics = Metrics()
+    start_http_server(told.metrics_port, registry=metrics.registry)
+    heartbeat = Heartbeat(cluster, told)
+    health = await serve(heartbeat, told.health_port)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    waiting = asyncio.create_task(stop.wait())
+    leading = asyncio.create_task(_lead(cluster, told, metrics, heartbeat))
+    await asyncio.wait({waiting, leading}, return_when=asyncio.FIRST_COMPLETED)
+    if leading.done() and not leading.result():
+        log.error("the Lease was lost; another replica leads")
+        os._exit(1)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    await lease.give_back(cluster, told)
+    await health.cleanup()
+    await cluster.close()
+    return 0
+
+
+async def _lead(cluster: Cluster, told: settings.Settings, metrics: Metrics, heartbeat: Heartbeat) -> bool:
+    engine = Engine(cluster, Artifacts(told), told, metrics)
+
+    async def work() -> None:
+        heartbeat.leading = True
+        heartbeat.heard_at = heartbeat.read_at
+        metrics.leader.set(1)
+        log.info("leading as %s", told.identity)
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(engine.run())
+            beating = group.create_task(heartbeat.beat())
+            await handlers.watch(engine, heartbeat, told)
+            working.cancel()
+            beating.cancel()
+
+    return await lease.lead(cluster, told, work, heartbeat.lease_was_read)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

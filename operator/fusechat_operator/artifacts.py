@@ -1,0 +1,102 @@
+"""What the store says, asked from threads: hits, progress, attempts; and what the operator writes.
+
+Used by the engine. boto3 blocks, so every question runs in a bounded pool. Manifests are remembered by
+address for questions that allow it: what is published there never changes, it can only go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fusechat.errors import FusechatError
+from fusechat.store import Manifest, Store
+
+from fusechat_operator.facts import Artifact, Trouble
+from fusechat_operator.settings import Settings
+
+T = TypeVar("T")
+REMEMBERED = 4096
+ATTEMPTS_READ = 20
+
+
+class Artifacts:
+    """The default store. Answers are facts: Artifact, a document, None, or Trouble."""
+
+    def __init__(self, settings: Settings) -> None:
+        told = settings.store
+        self.store = Store(told.uri, endpoint=told.endpoint, region=told.region) if told else None
+        self._pool = ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store")
+        self._known: OrderedDict[str, Artifact] = OrderedDict()
+
+    async def artifact(self, address: str) -> Artifact | Trouble | None:
+        """The verified artifact at an address."""
+        return await self._ask(lambda store: self._verified(store, address))
+
+    async def metrics(self, address: str) -> Artifact | Trouble | None:
+        """The artifact, from memory if it was seen before."""
+        if address in self._known:
+            self._known.move_to_end(address)
+            return self._known[address]
+        return await self._ask(lambda store: self._read(store, address))
+
+    async def progress(self, address: str) -> Mapping[str, Any] | Trouble | None:
+        """The newest progress.json of a step."""
+        return await self._ask(lambda store: store.get_json(f"{address}/progress.json"))
+
+    async def attempts(self, address: str) -> list[Any] | Trouble:
+        """What entry wrote of each attempt at a step, the newest last; at most 20 of them."""
+
+        def read(store: Store) -> list[Any]:
+            keys = sorted(store.keys(f"{address}/attempts/"), key=lambda found: found.modified)
+            return [told for found in keys[-ATTEMPTS_READ:] if (told := store.get_json(found.key))]
+
+        return await self._ask(read)
+
+    async def put(self, key: str, document: Mapping[str, Any]) -> Trouble | None:
+        """Write a document of a run."""
+        found = await self._ask(lambda store: store.put_json(key, dict(document)))
+        return found if isinstance(found, Trouble) else None
+
+    async def forget(self, address: str) -> None:
+        """Set a stale artifact aside so that its step can publish again: its manifest and parts go."""
+        self._known.pop(address, None)
+
+        def remove(store: Store) -> None:
+            parts = [found.key for found in store.keys(f"{address}/parts/")]
+            store.delete([f"{address}/manifest.json", *parts])
+
+        await self._ask(remove)
+
+    def _verified(self, store: Store, address: str) -> Artifact | None:
+        manifest = store.manifest(address)
+        if manifest is None:
+            self._known.pop(address, None)
+            return None
+        if store.verify(manifest):
+            store.withdraw(address)  # its files are gone: the step must be able to publish again
+            self._known.pop(address, None)
+            return None
+        return self._remember(manifest)
+
+    def _read(self, store: Store, address: str) -> Artifact | None:
+        manifest = store.manifest(address)
+        return self._remember(manifest) if manifest else None
+
+    def _remember(self, manifest: Manifest) -> Artifact:
+        found = Artifact(manifest.address, manifest.digest, manifest.metrics, manifest.inputs)
+        self._known[manifest.address] = found
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    async def _ask(self, question: Callable[[Store], T]) -> T | Trouble:
+        if self.store is None:
+            return Trouble("there is no default store; set store.uri in the chart")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, question, self.store)
+        except FusechatError as error:
+            return Trouble(str(error), refused=error.exit_code == 69)

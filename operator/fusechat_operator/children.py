@@ -1,0 +1,212 @@
+"""What a child and its Pods say: the API server's objects -> small values. Pure.
+
+Used by facts' readers (cluster) and reconcile. One reader a kind: Job (Indexed or not), PyTorchJob v1,
+TrainJob.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from fusechat_operator import naming
+
+Phase = Literal["Waiting", "Active", "Complete", "Failed"]
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Child:
+    """One child object. Times are seconds since 1970; Waiting means that it is suspended by a queue."""
+
+    kind: str
+    name: str
+    uid: str
+    version: str
+    owner: str
+    address: str
+    terminating: bool
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    pods: int = 1
+    ready: int = 0
+    succeeded: int = 0
+    gpus: int = 0
+    queued: bool = False
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One Pod of a child: why it waits, or how its stage ended. `summary` is what entry left for us."""
+
+    name: str
+    phase: str
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    disrupted: bool = False
+    out_of_memory: bool = False
+    summary: Mapping[str, Any] | None = None
+    node: str = ""
+
+
+def seconds(text: str | None) -> float | None:
+    """RFC 3339 -> seconds since 1970."""
+    return None if not text else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def child(found: Object) -> Child:
+    """Read one object of a kind that the operator makes."""
+    return _READERS[found["kind"]](found)
+
+
+def _common(found: Object) -> dict[str, Any]:
+    meta = found["metadata"]
+    owners = [o["uid"] for o in meta.get("ownerReferences", ()) if o.get("controller")]
+    annotations = meta.get("annotations", {})
+    return {
+        "kind": found["kind"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "version": meta["resourceVersion"],
+        "owner": owners[0] if owners else "",
+        "address": annotations.get(naming.ADDRESS, ""),
+        "terminating": "deletionTimestamp" in meta,
+        "created": seconds(meta.get("creationTimestamp")) or 0.0,
+        "gpus": int(annotations.get(naming.GPUS, 0)),
+        "queued": naming.QUEUE in meta.get("labels", {}),
+    }
+
+
+def _conditions(found: Object) -> dict[str, Object]:
+    """The conditions that are true, by type."""
+    listed = found.get("status", {}).get("conditions") or ()
+    return {c["type"]: c for c in listed if c["status"] == "True"}
+
+
+def _ended(condition: Object) -> dict[str, Any]:
+    return {
+        "reason": condition.get("reason", ""),
+        "message": condition.get("message", ""),
+        "ended": seconds(condition.get("lastTransitionTime")),
+    }
+
+
+def _job(found: Object) -> Child:
+    true, status, spec = _conditions(found), found.get("status", {}), found["spec"]
+    facts: dict[str, Any] = {"phase": "Active"}
+    if "Failed" in true or "FailureTarget" in true:
+        # FailureTarget stands from the verdict on; Failed only when every Pod is gone.
+        done = true.get("Failed")
+        facts = {**_ended(done or true["FailureTarget"]), "phase": "Failed" if done else "Active"}
+    elif "Complete" in true:
+        facts = {**_ended(true["Complete"]), "phase": "Complete"}
+    elif spec.get("suspend"):
+        facts = {"phase": "Waiting"}
+    return Child(
+        **_common(found),
+        **facts,
+        started=seconds(status.get("startTime")),
+        pods=int(spec.get("completions") or 1),
+        ready=int(status.get("ready") or 0),
+        succeeded=int(status.get("succeeded") or 0),
+    )
+
+
+def _pytorchjob(found: Object) -> Child:
+    true, status, spec = _conditions(found), found.get("status", {}), found["spec"]
+    facts: dict[str, Any] = {"phase": "Active"}
+    if "Failed" in true:
+        facts = {**_ended(true["Failed"]), "phase": "Failed"}
+    elif "Succeeded" in true:
+        facts = {**_ended(true["Succeeded"]), "phase": "Complete"}
+    elif spec.get("runPolicy", {}).get("suspend"):
+        facts = {"phase": "Waiting"}
+    replicas = status.get("replicaStatuses") or {}
+    return Child(
+        **_common(found),
+        **facts,
+        started=seconds(status.get("startTime")),
+        pods=sum(int(r.get("replicas", 1)) for r in spec["pytorchReplicaSpecs"].values()),
+        ready=sum(int(r.get("active", 0)) for r in replicas.values()),
+        succeeded=sum(int(r.get("succeeded", 0)) for r in replicas.values()),
+    )
+
+
+def _trainjob(found: Object) -> Child:
+    true, spec = _conditions(found), found["spec"]
+    facts: dict[str, Any] = {"phase": "Active"}
+    if "Failed" in true:
+        facts = {**_ended(true["Failed"]), "phase": "Failed"}
+    elif "Complete" in true:
+        facts = {**_ended(true["Complete"]), "phase": "Complete"}
+    elif spec.get("suspend"):
+        facts = {"phase": "Waiting"}
+    counts = [c for c in found.get("status", {}).get("jobsStatus") or () if c["name"] == "node"]
+    common = _common(found)
+    return Child(
+        **common,
+        **facts,
+        started=common["created"],
+        pods=int(spec["trainer"].get("numNodes", 1)),
+        ready=int(counts[0].get("ready", 0)) if counts else 0,
+        succeeded=int(counts[0].get("succeeded", 0)) if counts else 0,
+    )
+
+
+_READERS = {"Job": _job, "PyTorchJob": _pytorchjob, "TrainJob": _trainjob}
+
+CONTAINERS = ("stage", "pytorch", "node")
+"""What the stage's container is called under Job, PyTorchJob and TrainJob: the last two demand their name."""
+
+
+def pod(found: Object) -> Pod:
+    """Read one Pod of a child."""
+    status, meta = found.get("status", {}), found["metadata"]
+    true = _conditions(found)
+    containers = [c for c in status.get("containerStatuses") or () if c["name"] in CONTAINERS]
+    state = containers[0].get("state", {}) if containers else {}
+    reason, message = _why_it_waits(status, state)
+    ended = state.get("terminated") or {}
+    return Pod(
+        meta["name"],
+        str(status.get("phase", "Pending")),
+        str(reason or ended.get("reason") or ""),
+        message,
+        ended.get("exitCode"),
+        disrupted="DisruptionTarget" in true or status.get("reason") in ("Evicted", "Shutdown", "NodeLost"),
+        out_of_memory=ended.get("reason") == "OOMKilled",
+        summary=summary(ended.get("message", "")),
+        node=str(found.get("spec", {}).get("nodeName", "")),
+    )
+
+
+def _why_it_waits(status: Object, state: Object) -> tuple[str, str]:
+    if waiting := state.get("waiting"):
+        return waiting.get("reason", ""), waiting.get("message", "")
+    if status.get("phase") == "Pending":
+        for condition in status.get("conditions") or ():
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return condition.get("reason", ""), condition.get("message", "")
+    return status.get("reason", ""), status.get("message", "")
+
+
+def summary(text: str) -> dict[str, Any] | None:
+    """The JSON that entry left in the termination message, or None where it left none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def failed_pods(pods: Sequence[Pod]) -> list[Pod]:
+    """Those whose stage ended badly, or that were taken away."""
+    return [p for p in pods if p.phase == "Failed" or p.exit_code not in (None, 0)]

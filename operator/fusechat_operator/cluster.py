@@ -1,0 +1,240 @@
+"""The only module that talks to the API server. Objects come and go as plain dicts.
+
+Used by the engine, lease and health. Requests are spaced to the settings' rate, so that a storm of runs waits
+here and not in the API server; a refusal by the server is an ApiRefusal with its own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.config.config_exception import ConfigException
+
+from fusechat_operator import naming
+from fusechat_operator.children import Child, Pod, child, pod
+
+RUNS = "/apis/fusechat.io/v1alpha1"
+TIMEOUT_SECONDS = 20.0
+Object = dict[str, Any]
+
+
+class ApiRefusal(Exception):
+    """The server said no. `status` is HTTP's, `reason` Kubernetes' (AlreadyExists, Conflict, ...)."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+
+class Limiter:
+    """A token bucket: `qps` requests a second over time, `burst` at once."""
+
+    def __init__(self, qps: float, burst: int) -> None:
+        self._qps, self._burst = qps, float(burst)
+        self._tokens, self._at = float(burst), time.monotonic()
+
+    async def take(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._qps)
+        self._at = now
+        self._tokens -= 1.0
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._qps)
+
+
+class Cluster:
+    """One API server. Made by `connect`."""
+
+    def __init__(self, api: client.ApiClient, qps: float, burst: int) -> None:
+        self.api, self._limiter = api, Limiter(qps, burst)
+        self.calls: dict[str, int] = {}
+        self._launchers: tuple[float, tuple[str, ...]] = (0.0, ())
+
+    @classmethod
+    async def connect(cls, qps: float, burst: int) -> Cluster:
+        """From the Pod's service account, else from KUBECONFIG (or ~/.kube/config)."""
+        made = client.Configuration()
+        if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+            try:
+                await config.load_kube_config(client_configuration=made)  # type: ignore[no-untyped-call]
+            except ConfigException as error:
+                raise ValueError(
+                    f"no cluster to talk to: no Pod and no usable kubeconfig ({error}); set KUBECONFIG"
+                ) from error
+        else:
+            config.load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
+        made.connection_pool_maxsize = 64
+        return cls(client.ApiClient(made), qps, burst)
+
+    async def close(self) -> None:
+        await self.api.close()  # type: ignore[no-untyped-call]
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        kind: str = "application/json",
+        urgent: bool = False,
+    ) -> Object:
+        """One request. ApiRefusal for an answer that is no success, OSError where none came."""
+        if not urgent:
+            await self._limiter.take()
+        self.calls[method] = self.calls.get(method, 0) + 1
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        await self.api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self.api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            answer = await self.api.rest_client.request(  # type: ignore[no-untyped-call]
+                method, url, headers=headers, body=body, _request_timeout=TIMEOUT_SECONDS
+            )
+            data = await answer.read()
+        except TimeoutError as error:
+            raise OSError(f"the API server did not answer within {TIMEOUT_SECONDS:.0f} s") from error
+        except aiohttp.ClientError as error:
+            raise OSError(f"the API server cannot be reached: {error}") from error
+        if not 200 <= answer.status < 300:
+            raise _refusal(answer.status, data)
+        found: Object = json.loads(data) if data else {}
+        return found
+
+    # runs
+
+    async def run(self, namespace: str, name: str) -> Object | None:
+        """The FusionRun, or None."""
+        return await self._get(f"{RUNS}/namespaces/{namespace}/fusionruns/{quote(name)}")
+
+    async def write_status(self, found: Object, status: Mapping[str, Any]) -> None:
+        """Replace the status of the object as it was read: ApiRefusal Conflict if it has changed since."""
+        meta = found["metadata"]
+        path = f"{RUNS}/namespaces/{meta['namespace']}/fusionruns/{quote(meta['name'])}/status"
+        await self.request("PUT", path, {**found, "status": dict(status)})
+
+    # children
+
+    async def child(self, namespace: str, key: str) -> Child | None:
+        """A child by `Kind/name`."""
+        kind, name = key.split("/")
+        found = await self._get(f"{_path(kind, namespace)}/{quote(name)}")
+        return child({"kind": kind, **found}) if found else None
+
+    async def own(self, namespace: str, uid: str) -> list[Child]:
+        """All children of a run, whatever launches them."""
+        found: list[Child] = []
+        for kind in await self.kinds():
+            query = {"labelSelector": f"{naming.UID}={uid}"}
+            listed = await self.request("GET", _path(kind, namespace), query=query)
+            found += [child({"kind": kind, **item}) for item in listed["items"]]
+        return [each for each in found if each.owner == uid]
+
+    async def pods(self, namespace: str, name: str) -> list[Pod]:
+        """The Pods of a child that are still there."""
+        query = {"labelSelector": f"{naming.CHILD}={name}"}
+        listed = await self.request("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
+        return [pod(item) for item in listed["items"]]
+
+    async def workload(self, namespace: str, uid: str) -> str | None:
+        """Why Kueue lets a child wait ("" if it does not say), or None if Kueue does not know the child."""
+        path = f"/apis/kueue.x-k8s.io/{await self._kueue()}/namespaces/{namespace}/workloads"
+        try:
+            listed = await self.request("GET", path, query={"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"})
+        except ApiRefusal as error:
+            if error.status in (403, 404):
+                return None
+            raise
+        items = listed["items"]
+        return _waiting_for(items[0]) if items else None
+
+    async def _kueue(self) -> str:
+        found = await self._get("/apis/kueue.x-k8s.io")
+        return str(found["preferredVersion"]["version"]) if found else "v1beta1"
+
+    async def create(self, manifest: Mapping[str, Any]) -> None:
+        """Create a child or its Service. That it is there already is no error; all else is an ApiRefusal."""
+        namespace, kind = manifest["metadata"]["namespace"], manifest["kind"]
+        try:
+            await self.request("POST", _path(kind, namespace), dict(manifest))
+        except ApiRefusal as error:
+            if error.reason != "AlreadyExists":
+                raise
+
+    async def delete(self, namespace: str, gone: Child) -> None:
+        """Delete a child with grace, if it is still the one that was looked at."""
+        options = {
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": gone.uid, "resourceVersion": gone.version},
+        }
+        try:
+            await self.request("DELETE", f"{_path(gone.kind, namespace)}/{quote(gone.name)}", options)
+        except ApiRefusal as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def kinds(self) -> tuple[str, ...]:
+        """The launchers that are installed, in Auto's order; looked up at most once a minute."""
+        at, known = self._launchers
+        if known and time.monotonic() - at < 60:
+            return known
+        there = []
+        for kind, api in naming.API_VERSIONS.items():
+            found = await self._get(f"/apis/{api}")
+            if found and any(r["kind"] == kind for r in found["resources"]):
+                there.append(kind)
+        ordered = tuple(sorted(there, key=("PyTorchJob", "TrainJob", "Job").index))
+        self._launchers = (time.monotonic(), ordered)
+        return ordered
+
+    # everything else
+
+    async def post_event(self, found: Object, name: str, event: Mapping[str, Any]) -> None:
+        """An Event about a run; the same one again counts up."""
+        namespace = found["metadata"]["namespace"]
+        path = f"/api/v1/namespaces/{namespace}/events"
+        try:
+            await self.request("POST", path, dict(event))
+        except ApiRefusal as error:
+            if error.reason != "AlreadyExists":
+                raise
+            old = await self._get(f"{path}/{name}") or {}
+            again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+            await self.request("PATCH", f"{path}/{name}", again, kind="application/merge-patch+json")
+
+    async def _get(self, path: str) -> Object | None:
+        try:
+            return await self.request("GET", path)
+        except ApiRefusal as error:
+            if error.status == 404:
+                return None
+            raise
+
+
+def _path(kind: str, namespace: str) -> str:
+    if kind == "Service":
+        return f"/api/v1/namespaces/{namespace}/services"
+    return f"/apis/{naming.API_VERSIONS[kind]}/namespaces/{namespace}/{naming.PLURALS[kind]}"
+
+
+def _refusal(status: int, data: bytes) -> ApiRefusal:
+    try:
+        told = json.loads(data)
+        return ApiRefusal(status, str(told.get("reason", "")), str(told.get("message", "")))
+    except ValueError:
+        return ApiRefusal(status, "", data[:200].decode(errors="replace"))
+
+
+def _waiting_for(workload: Mapping[str, Any]) -> str:
+    for condition in workload.get("status", {}).get("conditions") or ():
+        if condition["type"] == "QuotaReserved" and condition["status"] == "False":
+            return f"waits for quota: {condition.get('message', '')}"
+        if condition["type"] == "Evicted" and condition["status"] == "True":
+            return f"was evicted by its queue: {condition.get('message', '')}"
+    return ""

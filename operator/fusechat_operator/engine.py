@@ -1,0 +1,241 @@
+"""The loop around reconcile: read the run, answer its questions, carry the decision out. Holds no truth.
+
+Called by handlers (triggers) and by its own agenda (retries, polls). What it keeps in memory can be lost at
+any moment: who waits for whose child, when it last wrote progress, what the API server lately refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from fusechat_operator import naming
+from fusechat_operator.agenda import Agenda
+from fusechat_operator.artifacts import Artifacts
+from fusechat_operator.cluster import ApiRefusal, Cluster
+from fusechat_operator.facts import Ask, Trouble
+from fusechat_operator.metrics import Metrics
+from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, Decision, Event, reconcile
+from fusechat_operator.settings import Settings
+from fusechat_operator.status import timestamp
+
+log = logging.getLogger("fusechat")
+Key = tuple[str, str]
+ROUNDS = 64
+"""Rounds of questions in one pass; a plan's depth and a few more. More is a fault of ours."""
+
+PROGRESS_SECONDS = 60.0
+FADING = ("percent", "rate", "etaSeconds", "metrics", "lastCheckpoint")
+"""Fields of details that are not worth a write of their own."""
+
+
+class Engine:
+    """All runs of one operator."""
+
+    def __init__(
+        self, cluster: Cluster, artifacts: Artifacts, settings: Settings, metrics: Metrics | None = None
+    ) -> None:
+        self.cluster, self.artifacts, self.settings = cluster, artifacts, settings
+        self.metrics = metrics or Metrics()
+        self.agenda = Agenda()
+        self._waiting: dict[Key, set[Key]] = {}
+        self._refusals: dict[Key, tuple[float, str]] = {}
+        self._progress: dict[str, tuple[float, Any]] = {}
+        self._wrote: dict[Key, float] = {}
+        self._failures: dict[Key, int] = {}
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await self.agenda.run(self._work, self.settings.workers)
+
+    def run_changed(self, namespace: str, name: str) -> None:
+        """A FusionRun came, changed or went."""
+        self.agenda.add((namespace, name))
+
+    def child_changed(self, namespace: str, name: str, run: str) -> None:
+        """A child came, changed or went: its owner looks, and whoever waits for its artifact."""
+        self.agenda.add((namespace, run))
+        for key in self._waiting.get((namespace, name), ()):
+            self.agenda.add(key)
+
+    async def _work(self, key: Hashable) -> None:
+        assert isinstance(key, tuple)
+        begun = time.perf_counter()
+        try:
+            again = await self.look(key)
+            self._failures.pop(key, None)
+        except ApiRefusal as error:
+            again = 0.05 if error.status == 409 else self._pause(key)
+            if error.status != 409:
+                log.warning("%s/%s: the API server refuses: %s", *key, error)
+        except OSError as error:
+            again = self._pause(key)
+            log.warning("%s/%s: %s", *key, error)
+        except Exception:
+            again = self._pause(key)
+            self.metrics.faults.inc()
+            log.exception("%s/%s: a fault of ours; it is looked at again in %.0f s", *key, again)
+        self.metrics.reconcile.observe(time.perf_counter() - begun)
+        self.metrics.queue.set(len(self.agenda))
+        if again is not None:
+            self.agenda.add(key, again)
+
+    def _pause(self, key: Key) -> float:
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        return float(min(30.0, 0.5 * 2 ** min(count, 8)))
+
+    async def look(self, key: Key) -> float | None:
+        """One pass over one run; seconds until the next, or None."""
+        found = await self.cluster.run(*key)
+        if found is None:
+            self._forget(key)
+            return None
+        facts: dict[Ask, Any] = {}
+        for _ in range(ROUNDS):
+            decision = reconcile(found, facts, self.settings, time.time())
+            if not decision.asks:
+                return await self._carry_out(key, found, decision)
+            asks = list(decision.asks)
+            answers = await asyncio.gather(*(self._answer(key, ask) for ask in asks))
+            facts.update(zip(asks, answers, strict=True))
+        raise RuntimeError(f"reconcile still asks after {ROUNDS} rounds: {sorted(decision.asks)[:3]}")
+
+    async def _answer(self, key: Key, ask: Ask) -> Any:
+        namespace = key[0]
+        match ask.what:
+            case "artifact":
+                return await self.artifacts.artifact(ask.key)
+            case "metrics":
+                return await self.artifacts.metrics(ask.key)
+            case "attempts":
+                return await self.artifacts.attempts(ask.key)
+            case "progress":
+                return await self._progress_of(ask.key)
+            case "child":
+                return await self.cluster.child(namespace, ask.key)
+            case "own":
+                return await self.cluster.own(namespace, ask.key)
+            case "pods":
+                return await self.cluster.pods(namespace, ask.key)
+            case "workload":
+                return await self.cluster.workload(namespace, ask.key)
+            case "launchers":
+                return await self.cluster.kinds()
+            case "refusal":
+                at, sentence = self._refusals.get((namespace, ask.key), (0.0, ""))
+                return sentence if time.monotonic() - at < REFUSAL_PAUSE_SECONDS and sentence else None
+
+    async def _progress_of(self, address: str) -> Any:
+        at, known = self._progress.get(address, (-1e9, None))
+        if time.monotonic() - at < self.settings.poll_seconds:
+            return known
+        found = await self.artifacts.progress(address)
+        if isinstance(found, Trouble):
+            found = known
+        if len(self._progress) > 20_000:
+            self._progress.clear()
+        self._progress[address] = (time.monotonic(), found)
+        return found
+
+    # carrying out
+
+    async def _carry_out(self, key: Key, found: dict[str, Any], decision: Decision) -> float | None:
+        for document, content in decision.documents.items():
+            if trouble := await self.artifacts.put(document, content):
+                log.warning("%s/%s: %s", *key, trouble.sentence)
+                return self._pause(key)
+        for address in decision.forget:
+            await self.artifacts.forget(address)
+        if not await self._create(key, decision):
+            return 0.05
+        await self._write(key, found, decision)
+        for child in decision.delete:
+            await self.cluster.delete(key[0], child)
+        self._wait_for(key, decision.shared)
+        for event in decision.events:
+            await self._tell(found, event)
+        self._count(decision)
+        return decision.again
+
+    async def _create(self, key: Key, decision: Decision) -> bool:
+        """Whether the API server took every child; what it refused is remembered for the next look."""
+        taken = True
+        for manifest in decision.create:
+            try:
+                await self.cluster.create(manifest)
+                self.metrics.created.labels(manifest["kind"]).inc()
+            except ApiRefusal as error:
+                if error.status not in (400, 403, 422):
+                    raise
+                where = (key[0], str(manifest["metadata"]["name"]))
+                self._refusals[where] = (time.monotonic(), str(error))
+                taken = False
+        return taken
+
+    async def _write(self, key: Key, found: dict[str, Any], decision: Decision) -> None:
+        old, new = found.get("status", {}), decision.status
+        if new is None or new == old:
+            return
+        if (
+            _lasting(new) == _lasting(old)
+            and time.monotonic() - self._wrote.get(key, -1e9) < PROGRESS_SECONDS
+        ):
+            return
+        await self.cluster.write_status(found, new)
+        self._wrote[key] = time.monotonic()
+
+    def _wait_for(self, key: Key, names: tuple[str, ...]) -> None:
+        for where in [w for w, keys in self._waiting.items() if key in keys and w[1] not in names]:
+            self._waiting[where].discard(key)
+            if not self._waiting[where]:
+                del self._waiting[where]
+        for name in names:
+            self._waiting.setdefault((key[0], name), set()).add(key)
+
+    def _forget(self, key: Key) -> None:
+        self._wait_for(key, ())
+        self._wrote.pop(key, None)
+        self._failures.pop(key, None)
+
+    async def _tell(self, found: dict[str, Any], event: Event) -> None:
+        """An Event; trouble with it must not change what happens."""
+        meta, now = found["metadata"], timestamp(time.time())
+        digest = hashlib.sha256(f"{meta['uid']}{event.reason}{event.message}".encode()).hexdigest()[:16]
+        name = f"{meta['name']}.{digest}"
+        about = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion")}
+        made = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": name,
+                "namespace": meta["namespace"],
+                "labels": {naming.MANAGED_BY: naming.MANAGER},
+            },
+            "involvedObject": {"apiVersion": found["apiVersion"], "kind": found["kind"], **about},
+            "type": event.kind,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "count": 1,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "source": {"component": "fusechat-operator"},
+            "reportingComponent": "fusechat.io/operator",
+        }
+        try:
+            await self.cluster.post_event(found, name, made)
+        except (ApiRefusal, OSError) as error:
+            log.warning("%s/%s: its event was not recorded: %s", meta["namespace"], meta["name"], error)
+
+    def _count(self, decision: Decision) -> None:
+        for event in decision.events:
+            self.metrics.events.labels(event.reason).inc()
+
+
+def _lasting(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A status without what fades."""
+    details = [{k: v for k, v in d.items() if k not in FADING} for d in status.get("details", ())]
+    return {**status, "details": details}

@@ -1,0 +1,246 @@
+"""A step -> the objects that run it: Job, Indexed Job, PyTorchJob, TrainJob, a Service for the ranks. Pure.
+
+Called by reconcile. A child is created once and never applied again. Every launcher runs the same argv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fusechat import launch
+from fusechat.plan import Plan, Step
+from fusechat.spec import FusionRun
+
+from fusechat_operator import naming, pods
+from fusechat_operator.settings import Settings
+
+PORT = 23456
+"""Where rank 0 listens for the other ranks."""
+
+LAUNCHERS = ("PyTorchJob", "TrainJob", "Job")
+"""In the order that Auto takes them."""
+
+NEVER_AGAIN = [64, 65, 66, 70]
+KILLED = 137
+STOPPED = 143
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a child is made of. `object` is the FusionRun as the API server has it."""
+
+    object: Mapping[str, Any]
+    run: FusionRun
+    plan: Plan
+    settings: Settings
+    place: pods.Place
+    launcher: str = "Job"
+
+
+def kind_of(step: Step, launcher: str) -> str:
+    """The kind of a step's child: the launcher for fuse, else Job."""
+    return launcher if step.stage == "fuse" else "Job"
+
+
+def name_of(step: Step, place: pods.Place) -> str:
+    """The name of a step's child."""
+    return naming.child_name(step.stage, str(step.address), place.uri)
+
+
+def build(work: Work, step: Step) -> list[Manifest]:
+    """The child, and before it the Service that it needs, if any."""
+    kind = kind_of(step, work.launcher)
+    if step.stage != "fuse":
+        return [_job(work, step)]
+    if kind == "PyTorchJob":
+        return [_pytorchjob(work, step)]
+    if kind == "TrainJob":
+        return [_trainjob(work, step)]
+    nodes = int(step.runtime.get("nodes", 1))
+    job = _fuse_job(work, step, nodes)
+    return [_service(work, step), job] if nodes > 1 else [job]
+
+
+def arguments(work: Work, step: Step) -> list[str]:
+    """The stage's argv. The kubelet fills the index in; a $ of ours is doubled so that it leaves it alone."""
+    told = launch.Launch(
+        step.stage,
+        step.version,
+        str(step.address),
+        work.place.uri,
+        step.params,
+        work.plan.input_addresses(step),
+        work.plan.profile,
+        (0, step.shards),
+        step.runtime,
+    )
+    made = [argument.replace("$", "$$") for argument in launch.argv(told)]
+    index = made.index(f"--shard=0/{step.shards}")
+    if step.shards > 1:
+        made[index] = f"--shard=$(JOB_COMPLETION_INDEX)/{step.shards}"
+    return made
+
+
+def _template(work: Work, step: Step, container: str) -> Manifest:
+    child = name_of(step, work.place)
+    return pods.template(work.run, step, work.place, work.settings, arguments(work, step), child, container)
+
+
+def _metadata(work: Work, step: Step) -> Manifest:
+    run = work.run
+    labels = {
+        **naming.run_labels(run.metadata.name, str(work.object["metadata"]["uid"])),
+        naming.STEP: step.name,
+        naming.STAGE: step.stage,
+        naming.ADDRESS: naming.short_hash(str(step.address)),
+    }
+    if run.spec.scheduling.queue_name:
+        labels[naming.QUEUE] = run.spec.scheduling.queue_name
+    pods_of_step = int(step.runtime.get("nodes", 1)) if step.stage == "fuse" else step.shards
+    return {
+        "name": name_of(step, work.place),
+        "namespace": run.metadata.namespace,
+        "labels": labels,
+        "annotations": {
+            naming.ADDRESS: str(step.address),
+            naming.GPUS: str(pods.gpus(run, step) * pods_of_step),
+        },
+        "ownerReferences": [naming.owner(dict(work.object))],
+    }
+
+
+def _job(work: Work, step: Step) -> Manifest:
+    tries = work.run.spec.retries.infrastructure
+    spec: Manifest = {
+        "template": _template(work, step, "stage"),
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": _failure_rules()},
+    }
+    if step.shards > 1:
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": step.shards,
+            "parallelism": step.shards,
+            "backoffLimitPerIndex": tries,
+            "maxFailedIndexes": 0,
+        }
+    else:
+        spec["backoffLimit"] = tries
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
+
+
+def _failure_rules() -> list[Manifest]:
+    """Taken away: free. A bug, or killed from inside (out of memory): the end. The rest is counted."""
+
+    def codes(action: str, *values: int) -> Manifest:
+        found = {"containerName": "stage", "operator": "In", "values": sorted(values)}
+        return {"action": action, "onExitCodes": found}
+
+    taken = {"type": "DisruptionTarget", "status": "True"}
+    return [
+        codes("FailJob", *NEVER_AGAIN),
+        {"action": "Ignore", "onPodConditions": [taken]},
+        codes("FailJob", KILLED),
+        codes("Ignore", STOPPED),
+    ]
+
+
+def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
+    """Single-attempt: the ranks of one training live and die together, and only the operator tries again."""
+    name, template = name_of(step, work.place), _template(work, step, "stage")
+    spec: Manifest = {"template": template, "backoffLimit": 0, "podReplacementPolicy": "Failed"}
+    if nodes > 1:
+        template["spec"]["subdomain"] = name
+        template["spec"]["containers"][0]["env"] += [
+            {"name": "MASTER_ADDR", "value": f"{name}-0.{name}"},
+            {"name": "MASTER_PORT", "value": str(PORT)},
+        ]
+        template["spec"]["containers"][0]["ports"] = [{"name": "ranks", "containerPort": PORT}]
+        spec |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
+
+
+def _service(work: Work, step: Step) -> Manifest:
+    meta = _metadata(work, step)
+    meta["labels"].pop(naming.QUEUE, None)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # the ranks meet before anything could call them ready
+            "selector": {naming.CHILD: meta["name"]},
+            "ports": [{"name": "ranks", "port": PORT}],
+        },
+    }
+
+
+def _pytorchjob(work: Work, step: Step) -> Manifest:
+    """Entry starts the ranks of its node itself, so nprocPerNode stays 1: it would only set variables."""
+    nodes = int(step.runtime.get("nodes", 1))
+    replica = {"replicas": 1, "restartPolicy": "Never", "template": _template(work, step, "pytorch")}
+    replicas: Manifest = {"Master": replica}
+    if nodes > 1:
+        template = _template(work, step, "pytorch")
+        replicas["Worker"] = {"replicas": nodes - 1, "restartPolicy": "Never", "template": template}
+    spec = {
+        "nprocPerNode": "1",
+        "runPolicy": {"backoffLimit": 0, "cleanPodPolicy": "None"},
+        "pytorchReplicaSpecs": replicas,
+    }
+    api = naming.API_VERSIONS["PyTorchJob"]
+    return {"apiVersion": api, "kind": "PyTorchJob", "metadata": _metadata(work, step), "spec": spec}
+
+
+def _trainjob(work: Work, step: Step) -> Manifest:
+    """A TrainJob on the chart's runtime, which sets what a TrainJob may not (no retry, Pod labels)."""
+    template = _template(work, step, "node")
+    pod = template["spec"]
+    container = pod["containers"][0]
+    kept = (
+        "serviceAccountName",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "imagePullSecrets",
+        "securityContext",
+        "volumes",
+        "terminationGracePeriodSeconds",
+    )
+    patch = {key: pod[key] for key in kept if key in pod}
+    patch["containers"] = [
+        {
+            "name": "node",
+            "securityContext": container["securityContext"],
+            "volumeMounts": container["volumeMounts"],
+        }
+    ]
+    job = {
+        "name": "node",
+        "template": {"spec": {"template": {"metadata": template["metadata"], "spec": patch}}},
+    }
+    trainer = {
+        "numNodes": int(step.runtime.get("nodes", 1)),
+        "numProcPerNode": 1,
+        "image": container["image"],
+        "command": container["command"],
+        "args": container["args"],
+        "env": container["env"],
+        "resourcesPerNode": container["resources"],
+    }
+    spec = {
+        "runtimeRef": {"name": work.settings.trainer_runtime},
+        "trainer": trainer,
+        "runtimePatches": [
+            {
+                "manager": "fusechat.io/operator",
+                "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
+            }
+        ],
+    }
+    api = naming.API_VERSIONS["TrainJob"]
+    return {"apiVersion": api, "kind": "TrainJob", "metadata": _metadata(work, step), "spec": spec}

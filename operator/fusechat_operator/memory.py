@@ -1,0 +1,110 @@
+"""What a run's status remembers from one reconcile to the next: each step's line, and the frozen plan. Pure.
+
+Read from the object's status and written back by `status`. Nothing else survives an operator, and
+nothing else has to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fusechat.address import digest
+from fusechat.pins import origins
+from fusechat.spec import FusionRun
+
+DONE = ("Cached", "Succeeded")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step. `ended` is the uid of the last child whose end was counted; tries are by cause."""
+
+    name: str
+    state: str = "Pending"
+    address: str | None = None
+    disruption: int = 0
+    infrastructure: int = 0
+    bug: int = 0
+    ended: str = ""
+    replanned: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.state in DONE
+
+    def counted(self, cause: str, uid: str) -> Line:
+        """With one more attempt of that cause, by that child."""
+        return replace(self, **{cause: getattr(self, cause) + 1}, ended=uid)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`generation` is the one that `lines` and the plan's parts are of; -1 for a run never looked at."""
+
+    generation: int = -1
+    lines: Mapping[str, Line] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
+    launcher: str = ""
+    last_retry: str = ""
+    started: str = ""
+    gpu_seconds: float = 0.0
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def true(self, condition: str) -> bool:
+        return self.conditions.get(condition, {}).get("status") == "True"
+
+
+def read(status: Mapping[str, Any]) -> Memory:
+    """From an object's status; what a newer operator added is left alone."""
+    plan = status.get("plan") or {}
+    lines = [_line(found) for found in status.get("steps") or ()]
+    pins = plan.get("pins") or ()
+    return Memory(
+        int(plan.get("generation", -1)),
+        {line.name: line for line in lines},
+        {p["name"]: p["pin"] for p in pins},
+        {p["name"]: p.get("asked", "") for p in pins},
+        plan.get("versions") or {},
+        plan.get("images") or {},
+        status.get("launcher", ""),
+        status.get("lastRetry", ""),
+        status.get("started", ""),
+        float(status.get("gpuSeconds") or 0.0),
+        {c["type"]: c for c in status.get("conditions") or ()},
+        {d["name"]: d for d in status.get("details") or ()},
+    )
+
+
+def _line(found: Mapping[str, Any]) -> Line:
+    tries = found.get("tries") or {}
+    return Line(
+        found["name"],
+        found["state"],
+        found.get("address"),
+        int(tries.get("disruption", 0)),
+        int(tries.get("infrastructure", 0)),
+        int(tries.get("bug", 0)),
+        found.get("ended", ""),
+        bool(found.get("replanned")),
+    )
+
+
+def line_json(line: Line) -> dict[str, Any]:
+    """As status.steps has it: what is nothing is left out."""
+    tries = {name: getattr(line, name) for name in ("disruption", "infrastructure", "bug")}
+    made: dict[str, Any] = {"name": line.name, "state": line.state, "address": line.address}
+    if any(tries.values()):
+        made["tries"] = tries  # all three: the API server would add the others, and the status never compare
+    made |= {"ended": line.ended, "replanned": line.replanned or None}
+    return {key: value for key, value in made.items() if value}
+
+
+def asked(run: FusionRun) -> dict[str, str]:
+    """A digest of each origin as the spec names it: while it stays, so does its pin."""
+    return {name: digest(origin.asked())[:16] for name, origin in origins(run).items()}

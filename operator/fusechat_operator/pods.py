@@ -1,0 +1,285 @@
+"""What a stage's Pod looks like: restricted, read-only, its scratch the only place it writes. Pure.
+
+Used by jobs. The Pod gets no service-account token, and credentials only from Secrets of the run's namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fusechat.spec import FusionRun, Model
+from fusechat.spec_types import Resources, Scratch
+from fusechat.steps import Step
+
+from fusechat_operator import naming
+from fusechat_operator.settings import DefaultStore, Settings
+
+SCRATCH, SHM = "/scratch", "/dev/shm"
+COMMAND = ["python", "-m", "fusechat_stages.entry"]
+GRACE_SECONDS = {"fuse": 300}
+"""Time to save a checkpoint after SIGTERM; the others have the 30 s of Kubernetes."""
+
+ON_GPU = frozenset({"extract", "evaluate", "fuse"})
+
+# stage -> (CPUs, memory, scratch) without a GPU, and for each GPU; scratch is per Pod
+PLAIN: Mapping[str, tuple[str, str, str]] = {
+    "resolve": ("100m", "512Mi", "1Gi"),
+    "fetch": ("500m", "2Gi", "20Gi"),
+    "extract": ("1", "3Gi", "10Gi"),
+    "align": ("1", "3Gi", "10Gi"),
+    "filter": ("250m", "1Gi", "2Gi"),
+    "fuse": ("1", "4Gi", "10Gi"),
+    "merge": ("1", "3Gi", "10Gi"),
+    "evaluate": ("1", "3Gi", "10Gi"),
+    "report": ("100m", "1Gi", "1Gi"),
+}
+PER_GPU: Mapping[str, tuple[int, int, str]] = {
+    "extract": (8, 64, "200Gi"),
+    "evaluate": (8, 64, "100Gi"),
+    "fuse": (12, 120, "200Gi"),
+}
+"""CPUs and GiB of memory a GPU, scratch a Pod: room for a 7B model in float32 with its optimiser's shards."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's artifacts lie, and how its Pods get in."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None
+    secret: str | None = None
+    service_account: str | None = None
+    default: bool = True
+
+
+def place(run: FusionRun, store: DefaultStore | None) -> Place:
+    """The run's own storage, else the cluster's. ValueError where there is neither."""
+    own = run.spec.storage
+    secret = own.secret_ref.name if own.secret_ref else None
+    if own.uri and (store is None or own.uri.rstrip("/") != store.uri or secret or own.endpoint):
+        return Place(own.uri.rstrip("/"), own.endpoint, own.region, secret, own.service_account_name, False)
+    if store is None:
+        raise ValueError(
+            "spec.storage.uri is not set and this cluster has no default store; "
+            "set it to s3://bucket/prefix, with a Secret under storage.secretRef"
+        )
+    account = own.service_account_name or store.service_account
+    return Place(store.uri, store.endpoint, store.region, secret or store.secret, account)
+
+
+def asked(run: FusionRun, step: Step) -> tuple[Resources, Scratch | None]:
+    """What the spec asks for a step: a model's own before the stage's. Fields may still be unset."""
+    spec, model = run.spec, _model(run, step)
+    stage = getattr(spec.resources, step.stage)
+    own = model.resources if model and step.stage == "extract" else None
+    scratch = model.scratch if model and step.stage in ("fetch", "extract") else None
+    return own or stage or Resources(), scratch or getattr(spec.scratch, step.stage)
+
+
+def _model(run: FusionRun, step: Step) -> Model | None:
+    if step.source is None:
+        return None
+    models = (run.spec.pivot, *run.spec.sources)
+    name = run.spec.pivot.name if step.source == "pivot" else step.source
+    return next((model for model in models if model.name == name), None)
+
+
+def gpus(run: FusionRun, step: Step) -> int:
+    """GPUs of one Pod of a step."""
+    told, _ = asked(run, step)
+    if told.gpus is not None:
+        return told.gpus
+    if step.stage == "fuse":
+        return int(step.runtime.get("processes", 1))
+    return 1 if step.stage in ON_GPU else 0
+
+
+def resources(run: FusionRun, step: Step) -> dict[str, Any]:
+    """Requests and limits: memory is limited to its request, CPUs are not (idle ones help others)."""
+    told, _ = asked(run, step)
+    count = gpus(run, step)
+    cpu, memory, _ = _defaults(step.stage, count)
+    requests = {"cpu": str(told.cpu or cpu), "memory": str(told.memory or memory)}
+    limits = {"memory": requests["memory"]}
+    if count:
+        requests[told.gpu_resource] = limits[told.gpu_resource] = str(count)
+    return {"requests": requests, "limits": limits}
+
+
+def _defaults(stage: str, count: int) -> tuple[str, str, str]:
+    if not count or stage not in PER_GPU:
+        return PLAIN[stage]
+    cpus, gibibytes, scratch = PER_GPU[stage]
+    return str(cpus * count), f"{gibibytes * count}Gi", scratch
+
+
+def template(
+    run: FusionRun,
+    step: Step,
+    where: Place,
+    settings: Settings,
+    arguments: list[str],
+    child: str,
+    container: str,
+) -> dict[str, Any]:
+    """The Pod template (metadata and spec) of a step; `container` is the name that its launcher demands."""
+    labels = {
+        **naming.run_labels(run.metadata.name, run.metadata.uid or ""),
+        naming.STEP: step.name,
+        naming.STAGE: step.stage,
+        naming.CHILD: child,
+    }
+    annotations = {
+        "kubectl.kubernetes.io/default-container": container,
+        "sidecar.istio.io/inject": "false",  # a sidecar that never ends keeps a Job from ending
+    }
+    return {
+        "metadata": {"labels": labels, "annotations": annotations},
+        "spec": spec(run, step, where, settings, arguments, container),
+    }
+
+
+def spec(
+    run: FusionRun, step: Step, where: Place, settings: Settings, arguments: list[str], container: str
+) -> dict[str, Any]:
+    made = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS.get(step.stage, 30),
+        "securityContext": _pod_security(settings),
+        "containers": [_container(run, step, where, settings, arguments, container)],
+        "volumes": _volumes(run, step, settings),
+        **_placement(run),
+    }
+    if where.service_account:
+        made["serviceAccountName"] = where.service_account
+    if settings.image_pull_secrets:
+        made["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    return made
+
+
+def _pod_security(settings: Settings) -> dict[str, Any]:
+    who = settings.run_as
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": who,
+        "runAsGroup": who,
+        "fsGroup": who,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _container(
+    run: FusionRun, step: Step, where: Place, settings: Settings, arguments: list[str], name: str
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": settings.image_of(step.stage),
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": COMMAND,
+        "args": arguments,
+        "env": environment(run, step, where),
+        "resources": _with_scratch(resources(run, step), run, step, settings),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}, {"name": "shm", "mountPath": SHM}],
+    }
+
+
+def environment(run: FusionRun, step: Step, where: Place) -> list[dict[str, Any]]:
+    """Where to write, where the store is, and the credentials, each from a key of a Secret."""
+    plain = {
+        "HOME": SCRATCH,
+        "TMPDIR": SCRATCH,
+        "FUSECHAT_SCRATCH": SCRATCH,
+        "HF_HOME": f"{SCRATCH}/huggingface",
+        "OMP_NUM_THREADS": str(_threads(run, step)),
+        "AWS_ENDPOINT_URL_S3": where.endpoint,
+        "AWS_REGION": where.region,
+    }
+    made = [{"name": name, "value": value} for name, value in plain.items() if value]
+    made += [_from_secret(where.secret, key) for key in STORE_KEYS if where.secret]
+    made += [_from_secret(name, key) for name, key in _origin_secrets(run, step)]
+    return made
+
+
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def _from_secret(secret: str | None, key: str, name: str = "") -> dict[str, Any]:
+    reference = {"name": secret, "key": key, "optional": key not in STORE_KEYS[:2]}
+    return {"name": name or key, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _origin_secrets(run: FusionRun, step: Step) -> list[tuple[str, str]]:
+    """Secrets of what the step fetches; resolve looks at all origins, so the first token serves them all."""
+    if step.stage not in ("fetch", "resolve"):
+        return []
+    spec = run.spec
+    named = [(m.name, m.secret_ref) for m in (spec.pivot, *spec.sources)]
+    named += [("dataset", spec.dataset.secret_ref)]
+    wanted = {step.source, spec.pivot.name if step.source == "pivot" else step.source}
+    found = [ref.name for name, ref in named if ref and (step.stage == "resolve" or name in wanted)]
+    return [(found[0], "HF_TOKEN")] if found else []
+
+
+def _threads(run: FusionRun, step: Step) -> int:
+    """Threads of one process: the CPUs asked for, shared by the processes of the Pod."""
+    text = resources(run, step)["requests"]["cpu"]
+    cpus = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    return max(1, int(cpus) // int(step.runtime.get("processes", 1)))
+
+
+def _scratch(run: FusionRun, step: Step) -> Scratch:
+    _, told = asked(run, step)
+    return told or Scratch(size=_defaults(step.stage, gpus(run, step))[2])
+
+
+def _with_scratch(made: dict[str, Any], run: FusionRun, step: Step, settings: Settings) -> dict[str, Any]:
+    disk = _scratch(run, step)
+    if disk.storage_class is None and settings.scratch_requests:
+        made["requests"]["ephemeral-storage"] = str(disk.size)
+    return made
+
+
+def _volumes(run: FusionRun, step: Step, settings: Settings) -> list[dict[str, Any]]:
+    disk = _scratch(run, step)
+    if disk.storage_class is None:
+        scratch: dict[str, Any] = {"emptyDir": {"sizeLimit": str(disk.size)}}
+    else:
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": disk.storage_class,
+            "resources": {"requests": {"storage": str(disk.size)}},
+        }
+        scratch = {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+    return [
+        {"name": "scratch", **scratch},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+
+
+def _placement(run: FusionRun) -> dict[str, Any]:
+    told = run.spec.scheduling.model_dump(
+        by_alias=True, exclude_none=True, include={"node_selector", "tolerations", "affinity"}
+    )
+    made = {key: _plain(value) for key, value in told.items() if value}
+    if run.spec.scheduling.priority_class:
+        made["priorityClassName"] = run.spec.scheduling.priority_class
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, and empty lists and maps left out: the API server drops them, and so must we."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if v not in ((), [], {})}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,517 @@
+"""One look at a FusionRun -> what to create, what to delete, what its status says. Pure and level-based.
+
+Called by the engine whenever anything about a run may have changed; all it knows comes from the object, whose
+status is its memory, and from facts. Where a fact is missing it returns the questions and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fusechat.plan import VERSIONS, Plan, Step, plan, report_step, resolve_step
+from fusechat.progress import State, decide, gates_of, needed
+from fusechat.record import record
+from fusechat.spec import STAGES, FusionRun, load, seconds
+
+from fusechat_operator import jobs, memory, naming, pods, status
+from fusechat_operator.children import Child
+from fusechat_operator.children import seconds as epoch
+from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
+from fusechat_operator.memory import Line, Memory
+from fusechat_operator.scan import Scan, Scanner
+from fusechat_operator.settings import Settings
+from fusechat_operator.status import Extras, Verdict
+
+UNLIMITED = 1 << 20
+STORE_PAUSE_SECONDS = 15.0
+REFUSAL_PAUSE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """`kind` is Normal or Warning, `reason` CamelCase."""
+
+    kind: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """In the order it is carried out: documents, forget, create, status, delete, events. Times in seconds."""
+
+    asks: frozenset[Ask] = frozenset()
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()
+    create: tuple[Mapping[str, Any], ...] = ()
+    status: Mapping[str, Any] | None = None
+    delete: tuple[Child, ...] = ()
+    events: tuple[Event, ...] = ()
+    again: float | None = None
+    shared: tuple[str, ...] = ()
+    active: tuple[str, ...] = ()
+
+
+def reconcile(found: Mapping[str, Any], facts: Mapping[Ask, Any], settings: Settings, now: float) -> Decision:
+    """The next move for one run. `found` is the object as the API server has it."""
+    if "deletionTimestamp" in found["metadata"]:
+        return Decision()
+    known = memory.read(found.get("status", {}))
+    try:
+        run = load(found)
+        place = pods.place(run, settings.store)
+        _refuse_local_files(run)
+    except ValueError as error:
+        return _refused(found, known, str(error), now)
+    retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))
+    if _is_over(found, known) and retry == known.last_retry:
+        return Decision()
+    return _Pass(found, run, place, known, Look(facts), settings, now, retry).decide()
+
+
+def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
+    """Whether the run has ended at its present generation; that is final until an edit or a retry."""
+    outcome = known.conditions.get("Succeeded", {})
+    at = int(found["metadata"].get("generation", 1))
+    ended = outcome.get("status") in ("True", "False") and outcome.get("reason") not in _RECONSIDERED
+    return ended and outcome.get("observedGeneration") == at
+
+
+_RECONSIDERED = ("InvalidSpec",)
+
+
+def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float) -> Decision:
+    made = status.refusal(found, known, "InvalidSpec", sentence, now)
+    event = Event("Warning", "InvalidSpec", sentence)
+    return Decision(status=made, events=(event,) if not known.true("Stalled") else ())
+
+
+def _refuse_local_files(run: FusionRun) -> None:
+    from fusechat.pins import origins
+
+    local = [name for name, origin in origins(run).items() if origin.uri.startswith("file://")]
+    if local:
+        raise ValueError(
+            f"{', '.join(local)}: a cluster's Pods cannot read file:// of your machine; "
+            "copy it to s3:// (aws s3 cp --recursive) and name it there"
+        )
+
+
+class _Pass:
+    """One reconcile of one run."""
+
+    def __init__(
+        self,
+        found: Mapping[str, Any],
+        run: FusionRun,
+        place: pods.Place,
+        known: Memory,
+        look: Look,
+        settings: Settings,
+        now: float,
+        retry: str,
+    ) -> None:
+        self.found, self.run, self.place, self.look = found, run, place, look
+        self.settings, self.now, self.memory = settings, now, known
+        self.meta = found["metadata"]
+        self.uid, self.generation = str(self.meta["uid"]), int(self.meta.get("generation", 1))
+        self.before = known
+        self.extras = Extras()
+        self.documents: dict[str, Mapping[str, Any]] = {}
+        self.delete: list[Child] = []
+        if retry and retry != known.last_retry:
+            self._retry(retry)
+
+    def decide(self) -> Decision:
+        launcher, missing = self._launcher()
+        if missing or not launcher:
+            return self._stuck("LauncherMissing", missing) if missing else self._asking()
+        self.extras.launcher = launcher
+        pins = self._pins()
+        if isinstance(pins, Decision):
+            return pins
+        made = plan(self.run, pins)
+        self.extras.unpinned = plan(self.run).unpinned
+        self.frozen = self._freeze(pins)
+        work = jobs.Work(self.found, self.run, made, self._with_images(), self.place, launcher.split()[0])
+        if self.memory.generation != self.generation:
+            begun = self._begin(work)
+            if begun:
+                return begun
+        elif sentence := self._changed(made):
+            return self._end(work, self._remembered(made), Verdict("Stalled", "PlanChanged", sentence))
+        if self.run.spec.suspend:
+            return self._suspend(work)
+        if late := self._deadline():
+            return self._stop_all(work, late)
+        return self._carry_on(work)
+
+    # before the plan
+
+    def _retry(self, retry: str) -> None:
+        """Failed steps begin again with full budgets; what they left is cleared away first."""
+        lines = {
+            name: Line(name, "Pending", line.address, ended=line.ended) if line.state == "Failed" else line
+            for name, line in self.memory.lines.items()
+        }
+        stale = self.memory.versions and dict(self.memory.versions) != dict(VERSIONS)
+        generation = -1 if stale or self._failed_with("PlanChanged") else self.memory.generation
+        self.memory = replace(self.memory, lines=lines, last_retry=retry, generation=generation)
+        if self._failed_with("DeadlineExceeded"):
+            self.memory = replace(self.memory, started="")
+
+    def _failed_with(self, reason: str) -> bool:
+        return self.before.conditions.get("Stalled", {}).get("reason") == reason
+
+    def _launcher(self) -> tuple[str, str]:
+        """(what starts trainings and why, or "" while unknown; what is wrong)."""
+        asked = self.run.spec.launcher
+        if self.memory.launcher and self.memory.generation == self.generation:
+            return self.memory.launcher, ""
+        if asked == "Job":
+            return "Job (as asked)", ""
+        there = self.look("launchers")
+        if there is UNKNOWN:
+            return "", ""
+        if asked == "Auto":
+            first = next(kind for kind in jobs.LAUNCHERS if kind in there)
+            return f"{first} (Auto: the first that is installed)", ""
+        if asked in there:
+            return f"{asked} (as asked)", ""
+        return "", (
+            f"launcher {asked} is not installed on this cluster (there is {', '.join(there)}); "
+            "install it, or set spec.launcher to Auto"
+        )
+
+    def _pins(self) -> dict[str, str] | Decision:
+        """Every origin's pin: the spec's, a kept one, resolve's answer; a Decision while that is awaited."""
+        asked = memory.asked(self.run)
+        kept = {n: p for n, p in self.memory.pins.items() if self.memory.asked.get(n) == asked.get(n)}
+        left = plan(self.run, kept).unpinned
+        if not left:
+            return kept
+        nonce = "-".join([self.uid, *(asked[name] for name in left), self.memory.last_retry])
+        step = resolve_step(self.run, nonce, left)
+        run, one = self.run, self._alone(step)
+        work = jobs.Work(self.found, run, one, self.settings, self.place)
+        self.extras.unpinned = plan(self.run).unpinned
+        self.frozen = self.found.get("status", {}).get("plan") or {}
+        if self.run.spec.suspend:
+            return self._suspend(work)
+        scan = Scanner(work, self.memory, self.look, self.now).scan(one.steps)
+        if not self.look.asks and scan.lines[step.name].done:
+            known = self.look("metrics", str(step.address))
+            if isinstance(known, Artifact):
+                lines = {n: line for n, line in self.memory.lines.items() if n != step.name}
+                self.memory = replace(self.memory, lines=lines)
+                return {**kept, **known.metrics["pins"]}
+        return self._act(work, scan)
+
+    def _alone(self, step: Step) -> Plan:
+        return Plan(self.run.metadata.name, self.uid, self.generation, self.run.spec.profile, (step,))
+
+    def _freeze(self, pins: Mapping[str, str]) -> dict[str, Any]:
+        asked = memory.asked(self.run)
+        old = self.memory if self.memory.generation == self.generation else None
+        images = {stage: self.settings.image_of(stage) for stage in STAGES}
+        return {
+            "generation": self.generation,
+            "pins": [{"name": n, "pin": pins[n], "asked": asked[n]} for n in sorted(pins) if n in asked],
+            "versions": dict(old.versions if old else VERSIONS),
+            "images": dict(old.images if old else images),
+        }
+
+    def _with_images(self) -> Settings:
+        return replace(self.settings, images=self.frozen["images"])
+
+    def _changed(self, made: Plan) -> str:
+        """Why this operator does not plan the run as the one that began it did; "" where it does."""
+        versions = dict(self.memory.versions)
+        lines = self.memory.lines
+        moved = [
+            step.name
+            for step in made.steps
+            if step.name not in lines
+            or not str(step.address).rpartition("/")[2].startswith(lines[step.name].address or "")
+        ]
+        if not moved and versions == dict(VERSIONS):
+            return ""
+        return (
+            f"this operator plans the run differently ({', '.join(moved[:3]) or 'stage versions'}) from the "
+            f"one that began it; nothing is lost: set the annotation {naming.RETRY_AT} to plan it anew"
+        )
+
+    def _begin(self, work: jobs.Work) -> Decision | None:
+        """A generation's first look: hits from the sinks backwards, obsolete children, references."""
+
+        def published(step: Step) -> bool:
+            hit = self.look("artifact", str(step.address))
+            return hit is UNKNOWN or isinstance(hit, Artifact)
+
+        missing = needed(work.plan, published)
+        own = self.look("own", self.uid)
+        if self.look.asks or self.look.troubles:
+            return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
+        names = {jobs.name_of(s, self.place): s.name for s in work.plan.steps if s.name in missing}
+        ended: dict[str, str] = {}
+        for child in own:
+            wanted = names.get(child.name)
+            if wanted and child.phase == "Failed":
+                ended[wanted] = child.uid
+            elif not wanted and not child.terminating:
+                self.delete.append(child)
+        lines = {
+            step.name: Line(step.name, "Pending", ended=ended.get(step.name, ""))
+            if step.name in missing
+            else Line(step.name, "Cached")
+            for step in work.plan.steps
+        }
+        self.memory = replace(self.memory, lines=lines, generation=self.generation, details={})
+        addresses = sorted({str(s.address) for s in work.plan.steps if s.address})
+        refs = {"addresses": addresses, "run": work.plan.run, "at": self.now}
+        self.documents[f"refs/{self.settings.cluster}/{self.uid}.json"] = refs
+        return None
+
+    # the plan
+
+    def _carry_on(self, work: jobs.Work) -> Decision:
+        scan = Scanner(work, self.memory, self.look, self.now).scan(work.plan.steps)
+        return self._act(work, scan)
+
+    def _act(self, work: jobs.Work, scan: Scan) -> Decision:
+        """What a scan leads to: new children, an end, or waiting."""
+        if self.look.asks:
+            return self._asking()
+        chosen = decide(work.plan, scan.observed, slots=UNLIMITED, gates=gates_of(self.run))
+        refused = self._refused_children(work, scan, chosen.start)
+        if self.look.asks:
+            return self._asking()
+        starting = [step for step in chosen.start if step.name not in refused]
+        for step in starting:
+            scan.lines[step.name] = replace(scan.lines[step.name], state="Running")
+        for name, sentence in refused.items():
+            scan.problems[name] = sentence
+            scan.again.append(REFUSAL_PAUSE_SECONDS)
+        self.extras.errors = {n: o.error for n, o in scan.observed.items() if o.state is State.FAILED}
+        if self.look.troubles:
+            scan.problems = {"the store": self._trouble(), **scan.problems}
+            scan.again.append(STORE_PAUSE_SECONDS)
+        if scan.unqueued:
+            return self._end(work, scan, Verdict("Stalled", "QueueDidNotAdmit", scan.unqueued))
+        if chosen.outcome == "Failed" and not self.look.troubles:
+            reason = "StepFailed" if self.extras.errors else "GateClosed"
+            return self._end(work, scan, Verdict("Stalled", reason, chosen.message))
+        if chosen.outcome == "Succeeded" and work.plan.steps[0].stage != "resolve":
+            return self._finish(work, scan)
+        return self._go_on(work, scan, starting)
+
+    def _refused_children(self, work: jobs.Work, scan: Scan, start: tuple[Step, ...]) -> dict[str, str]:
+        found = {}
+        for step in start:
+            sentence = self.look("refusal", jobs.name_of(step, self.place))
+            if isinstance(sentence, str):
+                found[step.name] = f"the API server does not take its child: {sentence}"
+        return found
+
+    def _go_on(self, work: jobs.Work, scan: Scan, starting: list[Step]) -> Decision:
+        running = [s for s in work.plan.steps if scan.lines[s.name].state == "Running" and s not in starting]
+        self._look_at_progress(running)
+        if self.look.asks:
+            return self._asking()
+        create = tuple(manifest for step in starting for manifest in jobs.build(work, step))
+        if running or starting or scan.shared:
+            scan.again.append(self.settings.poll_seconds)
+        message = status.summary(work.plan, scan.lines, scan.problems)
+        reason = "StoreUnavailable" if self.look.troubles else "Waiting" if scan.problems else "Progressing"
+        verdict = Verdict("Stuck" if scan.problems else "Running", reason, message)
+        return self._decision(work, scan, verdict, create=create)
+
+    def _look_at_progress(self, running: list[Step]) -> None:
+        told = {}
+        for step in running[: status.MOST_DETAILS]:
+            found = self.look("progress", str(step.address))
+            if isinstance(found, Mapping):
+                told[step.name] = found
+        self.extras.progress = told
+
+    # ends
+
+    def _finish(self, work: jobs.Work, scan: Scan) -> Decision:
+        """All is published: the record, the report, then Succeeded."""
+        known = {s.name: self.look("metrics", str(s.address)) for s in work.plan.steps}
+        if self.look.asks or self.look.troubles:
+            return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
+        metrics = {name: a.metrics for name, a in known.items() if isinstance(a, Artifact)}
+        self.extras.scores = status.scores(work.plan, metrics)
+        fused = next((s for s in work.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None)
+        self.extras.model = f"{self.place.uri}/{fused.address}" if fused else None
+        step = report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
+        alone = replace(work, plan=self._alone(step))
+        side = Scanner(alone, self.memory, self.look, self.now).scan((step,))
+        if self.look.asks:
+            return self._asking()
+        line = side.lines[step.name]
+        scan.again += side.again
+        scan.delete += side.delete
+        if line.done or line.state == "Failed":
+            self.extras.report = f"{self.place.uri}/{step.address}" if line.done else None
+            note = "" if line.done else f" The report was not made: {side.observed[step.name].error}"
+            return self._end(work, scan, Verdict("Succeeded", "Succeeded", self._headline(work, scan) + note))
+        create: tuple[Mapping[str, Any], ...] = ()
+        if side.observed[step.name].state is State.PENDING:
+            if not self._write_record(work, scan, known):
+                return self._asking()
+            create, line = tuple(jobs.build(alone, step)), replace(line, state="Running")
+        scan.lines[step.name] = line
+        scan.again.append(self.settings.poll_seconds)
+        message = f"all {len(work.plan.steps)} steps done; the report is being made"
+        extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
+        return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
+
+    def _write_record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> bool:
+        """`runs/<uid>.json`, which the report is made of; False while its facts are being asked for."""
+        times: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for step in work.plan.steps:
+            if scan.lines[step.name].state != "Succeeded":
+                continue
+            found = self.look("attempts", str(step.address))
+            for attempt in found if isinstance(found, list | tuple) else ():
+                spent = (epoch(attempt.get("ended")) or 0.0) - (epoch(attempt.get("started")) or 0.0)
+                times[step.name] = times.get(step.name, 0.0) + max(0.0, spent)
+                counts[step.name] = counts.get(step.name, 0) + 1
+        if self.look.asks:
+            return False
+        started = epoch(self.memory.started) or self.now
+        manifests = {name: a for name, a in known.items() if isinstance(a, Artifact)}
+        self.documents[f"runs/{self.uid}.json"] = record(
+            work.plan, scan.observed, manifests, times, counts, started
+        )
+        return True
+
+    def _headline(self, work: jobs.Work, scan: Scan) -> str:
+        cached = sum(line.state == "Cached" for line in scan.lines.values() if line.name != "report")
+        total = len(work.plan.steps)
+        share = (
+            "everything was cached"
+            if cached == total
+            else f"{total - cached} steps computed, {cached} cached"
+        )
+        fused = [s for s in self.extras.scores if s["subject"] == "Fused"]
+        scored = f"; fused {fused[0]['benchmark']} {fused[0]['score']:.3f}" if fused else ""
+        return f"{share}{scored}"
+
+    def _deadline(self) -> str:
+        if not self.run.spec.deadline or not self.memory.started:
+            return ""
+        allowed = seconds(self.run.spec.deadline)
+        spent = self.now - (epoch(self.memory.started) or self.now)
+        if spent < allowed:
+            return ""
+        return (
+            f"the run did not end by its deadline of {self.run.spec.deadline}; raise it, or see what was slow"
+        )
+
+    def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
+        own = self.look("own", self.uid)
+        if own is UNKNOWN:
+            return self._asking()
+        self.delete += [c for c in own if not c.terminating and not status.finished(c)]
+        return self._end(work, self._remembered(work.plan), Verdict("Stalled", "DeadlineExceeded", sentence))
+
+    def _suspend(self, work: jobs.Work) -> Decision:
+        """Active children are deleted with grace: fuse saves a checkpoint. Nothing finished is touched."""
+        own = self.look("own", self.uid)
+        if own is UNKNOWN:
+            return self._asking()
+        active = {c.name: c for c in own if not status.finished(c)}
+        self.delete += [c for c in active.values() if not c.terminating]
+        scan = self._remembered(work.plan)
+        for step in work.plan.steps:
+            child = active.get(jobs.name_of(step, self.place)) if step.address else None
+            if child:
+                line = scan.lines[step.name]
+                scan.lines[step.name] = replace(line, state="Waiting", ended=child.uid)
+                scan.waits[step.name] = "suspended"
+        if active:
+            scan.again.append(5.0)
+        stopping = f"; {len(active)} children are saving and stopping" if active else ""
+        message = f"suspended by spec.suspend{stopping}; set it to false to go on"
+        return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
+
+    def _remembered(self, made: Plan) -> Scan:
+        return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})
+
+    # decisions
+
+    def _asking(self) -> Decision:
+        return Decision(asks=frozenset(self.look.asks))
+
+    def _trouble(self) -> str:
+        return self.look.troubles[0].sentence
+
+    def _stuck(self, reason: str, sentence: str) -> Decision:
+        """Nothing can be decided now; the status keeps what it had."""
+        verdict = Verdict("Stuck", reason, sentence)
+        made = {
+            **self.found.get("status", {}),
+            "observedGeneration": self.generation,
+            "conditions": status.conditions(self.before, verdict, self.generation, (), self.now),
+        }
+        return Decision(status=made, again=STORE_PAUSE_SECONDS)
+
+    def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
+        scan.again = []
+        return self._decision(work, scan, verdict)
+
+    def _decision(
+        self, work: jobs.Work, scan: Scan, verdict: Verdict, create: tuple[Mapping[str, Any], ...] = ()
+    ) -> Decision:
+        made = status.render(work, self.memory, scan, verdict, self.frozen, self.extras, self.now)
+        again = list(scan.again)
+        if self.run.spec.deadline and verdict.state in ("Running", "Stuck"):
+            begun = epoch(made["started"]) or self.now
+            again.append(max(0.0, begun + seconds(self.run.spec.deadline) - self.now) + 1)
+        return Decision(
+            documents=self.documents,
+            forget=tuple(scan.forget),
+            create=create,
+            status=made,
+            delete=tuple({c.uid: c for c in [*self.delete, *scan.delete]}.values()),
+            events=_events(self.before, scan, verdict, self.extras.errors),
+            again=min(again, default=None),
+            shared=tuple(scan.shared),
+            active=tuple(n for n, line in scan.lines.items() if line.state == "Running"),
+        )
+
+
+def _events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, str]) -> tuple[Event, ...]:
+    """At most one event a pass: the strongest of what changed, with the rest in its sentence."""
+    changed = {n: line for n, line in scan.lines.items() if line.state != before.lines.get(n, Line(n)).state}
+    failed = [f"{n} failed: {errors.get(n, '')}" for n, line in changed.items() if line.state == "Failed"]
+    done = [n for n, line in changed.items() if line.state == "Succeeded"]
+    started = [n for n, line in changed.items() if line.state == "Running"]
+    cached = [n for n, line in changed.items() if line.state == "Cached"]
+    retried = [
+        f"{n}: {scan.waits.get(n, '')}"
+        for n, line in scan.lines.items()
+        if line.ended and line.ended != before.lines.get(n, Line(n)).ended and line.state == "Waiting"
+    ]
+    parts = [*failed, *retried]
+    parts += [f"{', '.join(done)} succeeded"] if done else []
+    parts += [f"started {', '.join(started)}"] if started else []
+    parts += [f"{len(cached)} steps are cached"] if cached else []
+    ready = before.conditions.get("Ready", {})
+    if verdict.state in ("Succeeded", "Stalled", "Suspended") and ready.get("reason") != verdict.reason:
+        kind = "Warning" if verdict.state == "Stalled" else "Normal"
+        return (Event(kind, verdict.reason, "; ".join([verdict.message, *parts])[:1000]),)
+    if not parts:
+        return ()
+    reason = (
+        "StepFailed" if failed else "StepRetried" if retried else "StepSucceeded" if done else "StepStarted"
+    )
+    if not (failed or retried or done or started):
+        reason = "StepCached"
+    return (Event("Warning" if failed or retried else "Normal", reason, "; ".join(parts)[:1000]),)

@@ -1,0 +1,247 @@
+"""Status people and programs can read: lines, conditions as kstatus wants them, one sentence. Pure.
+
+Called by reconcile at the end of every pass. The sentence of Ready says what happens or what is stuck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fusechat.plan import Plan, Step
+
+from fusechat_operator import jobs
+from fusechat_operator.children import Child
+from fusechat_operator.memory import Line, Memory, line_json
+from fusechat_operator.scan import Scan
+
+MOST_DETAILS = 20
+KEY_METRICS = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the run stands. `state`: Running, Suspended, Stuck (waiting helps), Stalled or Succeeded."""
+
+    state: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Extras:
+    """What only some passes know: progress by step, scores, the model, the report, errors by step."""
+
+    progress: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    scores: Sequence[Mapping[str, Any]] = ()
+    model: str | None = None
+    report: str | None = None
+    launcher: str = ""
+    unpinned: Sequence[str] = ()
+
+
+def timestamp(now: float) -> str:
+    """Seconds since 1970 as Kubernetes writes them."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def render(
+    work: jobs.Work,
+    memory: Memory,
+    scan: Scan,
+    verdict: Verdict,
+    frozen: Mapping[str, Any],
+    extras: Extras,
+    now: float,
+) -> dict[str, Any]:
+    """The whole status, without what is nothing."""
+    lines = list(scan.lines.values())
+    done = sum(line.done for line in lines)
+    cached = sum(line.state == "Cached" for line in lines)
+    active = [step for step in work.plan.steps if scan.lines[step.name].state == "Running"]
+    old = {key: work.object.get("status", {}).get(key) for key in ("scores", "model", "report", "finished")}
+    ended = verdict.state in ("Succeeded", "Stalled")
+    made: dict[str, Any] = {
+        "observedGeneration": generation(work),
+        "conditions": conditions(memory, verdict, generation(work), extras.unpinned, now),
+        "stage": ", ".join(dict.fromkeys(step.stage for step in active))[:64] or None,
+        "progress": f"{done}/{len(lines)}",
+        "cached": f"{cached}/{len(lines)}",
+        "steps": [line_json(line) for line in lines],
+        "details": _details(work, memory, scan, extras),
+        "plan": dict(frozen),
+        "launcher": extras.launcher or memory.launcher or None,
+        "model": extras.model or old["model"],
+        "report": extras.report or old["report"],
+        "scores": list(extras.scores) or old["scores"],
+        "gpuSeconds": round(memory.gpu_seconds + scan.gpu_seconds, 1) or None,
+        "lastRetry": memory.last_retry or None,
+        "started": memory.started or timestamp(now),
+        "finished": (old["finished"] or timestamp(now)) if ended else None,
+    }
+    made["score"] = _headline(made["scores"] or ())
+    return {key: value for key, value in made.items() if value not in (None, [], {})}
+
+
+def generation(work: jobs.Work) -> int:
+    return int(work.object["metadata"].get("generation", 1))
+
+
+def refusal(
+    found: Mapping[str, Any], memory: Memory, reason: str, message: str, now: float
+) -> dict[str, Any]:
+    """The status of a run that cannot be planned: what it had, Stalled, and why."""
+    at = int(found["metadata"].get("generation", 1))
+    verdict = Verdict("Stalled", reason, message)
+    return {
+        **found.get("status", {}),
+        "observedGeneration": at,
+        "conditions": conditions(memory, verdict, at, (), now),
+    }
+
+
+def conditions(
+    memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str], now: float
+) -> list[dict[str, Any]]:
+    """Ready, Succeeded and Reproducible always; Reconciling, Stalled and Suspended only while true."""
+    going, stalled = verdict.state in ("Running", "Stuck", "Suspended"), verdict.state == "Stalled"
+    succeeded = verdict.state == "Succeeded"
+    wanted = {"Ready": ("True" if succeeded else "False", verdict.reason, verdict.message)}
+    if going:
+        wanted["Reconciling"] = ("True", verdict.reason, verdict.message)
+    if stalled:
+        wanted["Stalled"] = ("True", verdict.reason, verdict.message)
+    outcome = "True" if succeeded else "False" if stalled else "Unknown"
+    wanted["Succeeded"] = (outcome, verdict.reason, verdict.message)
+    if verdict.state == "Suspended":
+        wanted["Suspended"] = ("True", verdict.reason, verdict.message)
+    if unpinned:
+        names = ", ".join(unpinned)
+        wanted["Reproducible"] = (
+            "False",
+            "NotPinned",
+            f"not pinned by the spec: {names}; status.plan.pins has them",
+        )
+    else:
+        wanted["Reproducible"] = ("True", "Pinned", "every model and dataset is pinned by the spec")
+    return [_condition(memory, kind, *facts, at, now) for kind, facts in wanted.items()]
+
+
+def _condition(
+    memory: Memory, kind: str, value: str, reason: str, message: str, at: int, now: float
+) -> dict[str, Any]:
+    before = memory.conditions.get(kind, {})
+    since = before.get("lastTransitionTime") if before.get("status") == value else None
+    return {
+        "type": kind,
+        "status": value,
+        "reason": reason,
+        "message": message[:4096],
+        "observedGeneration": at,
+        "lastTransitionTime": since or timestamp(now),
+    }
+
+
+def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras) -> list[dict[str, Any]]:
+    """Failed steps first, then active ones, then those that wait for a reason of their own; at most 20."""
+    rank = {"Failed": 0, "Running": 1, "Waiting": 2}
+    told = [step for step in work.plan.steps if scan.lines[step.name].state in rank]
+    told.sort(key=lambda step: rank[scan.lines[step.name].state])
+    return [_detail(work, memory, scan, extras, step) for step in told[:MOST_DETAILS]]
+
+
+def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: Step) -> dict[str, Any]:
+    line, child = scan.lines[step.name], scan.children.get(step.name)
+    before = memory.details.get(step.name, {})
+    message = extras.errors.get(step.name) or scan.waits.get(step.name, "")
+    if not message and line.state == "Failed":
+        message = before.get("message", "")
+    made: dict[str, Any] = {
+        "name": step.name,
+        "child": f"{child.kind}/{child.name}" if child else before.get("child"),
+        "attempts": line_json(line).get("tries"),
+        "started": timestamp(child.started) if child and child.started else before.get("started"),
+        "finished": timestamp(child.ended) if child and child.ended else None,
+        "shards": f"{child.succeeded}/{child.pods}" if child and child.pods > 1 and step.shards > 1 else None,
+        "artifact": f"{work.place.uri}/{step.address}",
+        "message": message[:1024],
+        **_progress(extras.progress.get(step.name, {})),
+    }
+    return {k: v for k, v in made.items() if v not in (None, {}) and (v != "" or k == "message")}
+
+
+def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
+    """percent, rate, etaSeconds and lastCheckpoint of a step's progress.json."""
+    done, total, spent = (float(found.get(key) or 0) for key in ("done", "total", "seconds"))
+    if not found or total <= 0:
+        return {}
+    made: dict[str, Any] = {"percent": round(min(100.0, 100 * done / total), 1)}
+    if spent > 0 and done > 0:
+        rate = done / spent
+        made["rate"] = f"{rate:.3g} {found.get('unit', '')}/s"[:64]
+        made["etaSeconds"] = int(max(0.0, total - done) / rate)
+    numbers = {k: v for k, v in found.items() if isinstance(v, int | float) and k not in _KNOWN}
+    if numbers:
+        made["metrics"] = dict(list(numbers.items())[:KEY_METRICS])
+    if found.get("lastCheckpoint"):
+        made["lastCheckpoint"] = found["lastCheckpoint"]
+    return made
+
+
+_KNOWN = ("done", "total", "seconds", "at")
+
+
+def summary(plan: Plan, lines: Mapping[str, Line], problems: Mapping[str, str]) -> str:
+    """Ready's sentence while the run goes on: what is stuck, else what is at work."""
+    done = f"{sum(line.done for line in lines.values())} of {len(lines)} steps done"
+    if problems:
+        name, sentence = next(iter(problems.items()))
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return f"{done}; {name}: {sentence}{more}"
+    active = [step.name for step in plan.steps if lines[step.name].state == "Running"]
+    waiting = [step.name for step in plan.steps if lines[step.name].state == "Waiting"]
+    if active:
+        return f"{done}; at work: {_few(active)}"
+    return f"{done}; waiting: {_few(waiting)}" if waiting else done
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _headline(scores: Sequence[Mapping[str, Any]]) -> str | None:
+    for score in scores:
+        if score["subject"] == "Fused":
+            return f"{score['score']:.3f}"
+    return None
+
+
+def scores(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """status.scores from the evaluations' metrics by step."""
+    found = []
+    for step in plan.steps:
+        if step.stage != "evaluate" or not step.subject or step.name not in metrics:
+            continue
+        told = metrics[step.name]
+        value = told.get("score", told.get("bitsPerByte"))
+        if value is None:
+            continue
+        subject = step.subject
+        alone = subject.kind in ("Pivot", "Fused")
+        low, high = told.get("ci95") or (None, None)
+        made = {
+            "subject": subject.kind if alone else f"{subject.kind} {subject.name}",
+            "benchmark": step.params["benchmark"],
+            "score": round(float(value), 6),
+            "low": low,
+            "high": high,
+        }
+        found.append({key: value for key, value in made.items() if value is not None})
+    return found
+
+
+def finished(child: Child) -> bool:
+    return child.phase in ("Complete", "Failed")
