@@ -7,54 +7,86 @@ as a failure to renew, and that an orderly end gives the Lease back.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import Any
 
+from kubernetes.aio.client import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from fusechat_operator.cluster import ApiRefusal, Cluster
 from fusechat_operator.settings import Settings
 
-T = TypeVar("T")
 log = logging.getLogger("fusechat")
 NAME = "fusechat-operator"
 ANSWER_SECONDS = 4.0
 
 
-class _Lock(LeaseLock):
-    """A Lease whose requests end: no answer is a failure like any other."""
+class _Lock(BaseLock):
+    """The Lease by plain requests, which end: no answer is a failure like any other.
+
+    The library's own LeaseLock cannot create one (kubernetes 37.0: `pretty=True` where a text is asked for).
+    """
 
     def __init__(self, settings: Settings, cluster: Cluster, read: Callable[[], None]) -> None:
-        super().__init__(NAME, settings.namespace, settings.identity, cluster.api)
-        self._read = read
+        super().__init__(NAME, settings.namespace, settings.identity)
+        self._cluster, self._read = cluster, read
+        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
+        self._found: dict[str, Any] = {}
 
     async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
-        silent: tuple[bool, Any] = (False, _Silent())
-        found = await _in_time(super().get(name, namespace), silent)
-        if found[0]:
-            self._read()
-        return found
+        try:
+            self._found = await self._ask("GET", f"{self._path}/{name}")
+        except ApiRefusal as error:
+            told = ApiException(status=error.status, reason=str(error))
+            told.body = json.dumps({"code": error.status})
+            return False, told
+        except (OSError, TimeoutError) as error:
+            return False, ApiException(status=0, reason=f"no answer: {error}")
+        self._read()
+        spec = self._found.get("spec") or {}
+        held, times = spec.get("holderIdentity") or None, (spec.get("acquireTime"), spec.get("renewTime"))
+        return True, LeaderElectionRecord(held, str(spec.get("leaseDurationSeconds", "")), *times)
 
     async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        return await _in_time(super().create(name, namespace, election_record), False)
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": name},
+            "spec": self._spec(election_record),
+        }
+        return await self._write("POST", self._path, lease)
 
     async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        return await _in_time(super().update(name, namespace, updated_record), False)
+        lease = {**self._found, "spec": self._spec(updated_record)}
+        return await self._write("PUT", f"{self._path}/{name}", lease)
 
+    def _spec(self, record: Any) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        old = self._found.get("spec") or {}
+        kept = old.get("acquireTime") if old.get("holderIdentity") == record.holder_identity else None
+        return {
+            "holderIdentity": record.holder_identity,
+            "leaseDurationSeconds": int(record.lease_duration),
+            "acquireTime": kept or now,
+            "renewTime": now,
+        }
 
-class _Silent(Exception):
-    reason = "no answer"
+    async def _write(self, method: str, path: str, lease: dict[str, Any]) -> bool:
+        try:
+            self._found = await self._ask(method, path, lease)
+            return True
+        except (ApiRefusal, OSError, TimeoutError) as error:
+            log.warning("the Lease was not written: %s", str(error) or "no answer")
+            return False
 
-
-async def _in_time(request: Coroutine[Any, Any, T], otherwise: T) -> T:
-    try:
-        return await asyncio.wait_for(request, ANSWER_SECONDS)
-    except Exception as error:
-        log.warning("the Lease cannot be reached: %s", str(error) or type(error).__name__)
-        return otherwise
+    async def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        return await asyncio.wait_for(self._cluster.request(method, path, body, urgent=True), ANSWER_SECONDS)
 
 
 async def lead(

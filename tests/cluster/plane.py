@@ -1,0 +1,210 @@
+"""The control plane under test: a real Kubernetes with fake nodes, a real S3, the operator as a process.
+
+Fixtures: `plane` (session: cluster, CRD, S3, stagehand), `operator` (function: one running operator), both used by
+tests/cluster. With KUBECONFIG set the cluster is yours and must have kwok's fake nodes; else ../shared/kube starts
+one; without either the tests skip with a reason, and fail where CI=true.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fusechat.s3server import LocalS3
+from fusechat.store import Store
+from fusechat_operator import naming
+
+from tests.cluster.stagehand import Stagehand
+from tests.conftest import CHECKOUT, find_shared
+
+BUCKET_PREFIX = "s3://fuse/plane"
+
+
+def missing(why: str) -> None:
+    """Skip with the reason; where CI=true that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+@dataclass
+class Plane:
+    """A cluster with all that the operator needs."""
+
+    kubeconfig: str
+    s3: LocalS3
+    store: Store
+    hand: Stagehand
+    folder: Path
+    cluster: Any = None
+    namespaces: int = 0
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
+        """kubectl's output; CalledProcessError with its words where it fails."""
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", self.kubeconfig, *words], input=stdin, capture_output=True, text=True
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(words)}: {done.stderr or done.stdout}")
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
+
+    def get(self, kind: str, name: str, namespace: str = "default") -> dict[str, Any] | None:
+        found = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+        return json.loads(found) if found.strip() else None
+
+    def children(
+        self, run: str, namespace: str = "default", kinds: str = "jobs,pytorchjobs"
+    ) -> list[dict[str, Any]]:
+        found = self.kubectl("get", kinds, "-n", namespace, "-l", f"{naming.RUN}={run}", "-o", "json")
+        return json.loads(found)["items"]
+
+    def status(self, run: str, namespace: str = "default") -> dict[str, Any]:
+        found = self.get("fusionrun", run, namespace)
+        assert found, f"there is no run {run}"
+        return found.get("status", {})
+
+    def condition(self, run: str, kind: str, namespace: str = "default") -> dict[str, Any]:
+        listed = self.status(run, namespace).get("conditions", ())
+        return next((c for c in listed if c["type"] == kind), {})
+
+    def wait(
+        self,
+        what: str,
+        ready: Callable[[], Any],
+        seconds: float = 60.0,
+        about: Callable[[], Any] | None = None,
+    ) -> Any:
+        """What `ready` returns once it is true; a failure that says what was waited for."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if found := ready():
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{what}: not within {seconds:.0f} s; {about() if about else ''}")
+
+    def until(
+        self, run: str, condition: str = "Succeeded", seconds: float = 90.0, namespace: str = "default"
+    ) -> dict[str, Any]:
+        """Wait for a condition to be True; the status."""
+        self.wait(
+            f"{run} {condition}",
+            lambda: self.condition(run, condition, namespace).get("status") == "True",
+            seconds,
+            lambda: json.dumps(self.status(run, namespace).get("conditions"), indent=1),
+        )
+        return self.status(run, namespace)
+
+    def step(self, run: str, name: str, namespace: str = "default") -> dict[str, Any]:
+        lines = self.status(run, namespace).get("steps", ())
+        return next((line for line in lines if line["name"] == name), {})
+
+    def namespace(self) -> str:
+        """A fresh namespace."""
+        self.namespaces += 1
+        name = f"test-{os.getpid()}-{self.namespaces}"
+        self.kubectl("create", "namespace", name)
+        return name
+
+
+def shared_kube() -> Any:
+    """The Cluster class of ../shared/kube, or a skip."""
+    shared = find_shared()
+    if shared is None or not (shared / "kube" / "cluster.py").exists():
+        missing("no cluster: neither KUBECONFIG nor ../shared/kube")
+    sys.path.insert(0, str(shared / "kube"))  # type: ignore[operator]
+    from cluster import Cluster
+
+    return Cluster
+
+
+@contextmanager
+def running_plane(folder: Path, extra: list[str], fake_nodes: int = 3) -> Iterator[Plane]:
+    """A cluster, an S3 and a stagehand; all gone at the end."""
+    given = os.environ.get("KUBECONFIG")
+    cluster = None
+    if not given:
+        cluster = shared_kube()(str(folder / "kube"))
+        (folder / "kube").mkdir(parents=True)
+    try:
+        if cluster:
+            cluster.up(extra=extra, fake_nodes=fake_nodes)
+        kubeconfig = given or str(folder / "kube" / "admin.kubeconfig")
+        with LocalS3(folder / "s3") as s3:
+            os.environ.update(s3.environment())
+            store = Store(BUCKET_PREFIX)
+            with Stagehand(kubeconfig, store) as hand:
+                plane = Plane(kubeconfig, s3, store, hand, folder, cluster)
+                plane.kubectl("apply", "-f", str(CHECKOUT / "crds"))
+                plane.kubectl("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
+                yield plane
+    finally:
+        if cluster:
+            cluster.down()
+
+
+@dataclass
+class Operator:
+    """One replica as a process of its own."""
+
+    plane: Plane
+    process: subprocess.Popen[bytes]
+    log: Path
+    health: int
+    metrics: int
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+def start_operator(plane: Plane, name: str = "op", **environment: str) -> Operator:
+    """Start a replica; it leads as soon as it has the Lease."""
+    from tests.cluster.ports import free_ports
+
+    health, metrics = free_ports(2)
+    if not plane.get("namespace", "fusechat-system"):
+        plane.kubectl("create", "namespace", "fusechat-system")
+    told = {
+        **os.environ,
+        **plane.s3.environment(),
+        "KUBECONFIG": plane.kubeconfig,
+        "FUSECHAT_NAMESPACE": "fusechat-system",
+        "FUSECHAT_IDENTITY": name,
+        "FUSECHAT_IMAGE": "localhost/stages:test",
+        "FUSECHAT_STORE": BUCKET_PREFIX,
+        "FUSECHAT_STORE_ENDPOINT": plane.s3.endpoint,
+        "FUSECHAT_CLUSTER": "plane",
+        "FUSECHAT_HEALTH_PORT": str(health),
+        "FUSECHAT_METRICS_PORT": str(metrics),
+        "FUSECHAT_LEASE_SECONDS": "7",
+        "FUSECHAT_POLL_SECONDS": "5",
+        "FUSECHAT_QUEUE_SECONDS": "4",
+        "FUSECHAT_SCRATCH_REQUESTS": "false",  # a fake node has no disk to ask for
+        **plane.extra,
+        **environment,
+    }
+    log = plane.folder / f"{name}.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fusechat_operator"], env=told, stdout=file, stderr=file
+        )
+    return Operator(plane, process, log, health, metrics)

@@ -1,0 +1,188 @@
+"""Plays the stages of Pods on fake nodes: publishes what a stage would, so that only the stages are not real.
+
+kwok runs and ends the Pods; this thread reads each Pod's argv as entry would, writes the artifact and the record
+of the attempt to the real store, and tells kwok (by annotation) how long the Pod lasts and how it ends. A test
+scripts the attempts of a step: `hand.script["extract-a"] = [Act(exit_code=65)]`; what is not scripted succeeds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fusechat import launch
+from fusechat.address import digest
+from fusechat.store import InputRef, Manifest, Store
+from fusechat_operator import naming
+from kubernetes import client, config, watch
+
+
+@dataclass
+class Act:
+    """One attempt: how it ends, after how many seconds; `publishes` None: if it ends well."""
+
+    exit_code: int = 0
+    seconds: float = 0.2
+    error: str = "as scripted"
+    publishes: bool | None = None
+
+
+@dataclass
+class Played:
+    """One Pod that was seen to run."""
+
+    step: str
+    address: str
+    pod: str
+    namespace: str
+    run: str
+    exit_code: int
+    at: float = field(default_factory=time.monotonic)
+
+
+METRICS: dict[str, dict[str, Any]] = {
+    "align": {"coverage": 0.85},
+    "filter": {"keptShare": 0.9, "winShare": 0.5},
+    "evaluate": {"score": 0.5, "n": 100, "ci95": [0.4, 0.6]},
+}
+
+
+class Stagehand(threading.Thread):
+    """One per cluster; `with Stagehand(...)` starts and ends it."""
+
+    def __init__(self, kubeconfig: str, store: Store) -> None:
+        super().__init__(daemon=True, name="stagehand")
+        self.api = client.CoreV1Api(config.new_client_from_config(kubeconfig))
+        self.store = store
+        self.script: dict[str, list[Act]] = {}
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self.played: list[Played] = []
+        self._acts: dict[str, Act] = {}
+        self._done: dict[str, set[int]] = {}
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Stagehand:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                seen = watch.Watch()
+                for event in seen.stream(
+                    self.api.list_pod_for_all_namespaces, label_selector=naming.SELECTOR, timeout_seconds=20
+                ):
+                    if self._ended.is_set():
+                        return
+                    self._look(event["object"])
+            except Exception:  # the API server may be away: that is a test's business
+                time.sleep(0.2)
+
+    def count(self, step: str) -> int:
+        """How many Pods of a step have run."""
+        return sum(played.step == step for played in self.played)
+
+    def _look(self, pod: Any) -> None:
+        uid = pod.metadata.uid
+        if pod.metadata.deletion_timestamp or pod.status.phase in ("Succeeded", "Failed"):
+            return
+        step = pod.metadata.labels[naming.STEP]
+        if uid not in self._acts:
+            script = self.script.get(step)
+            act = self._acts[uid] = script.pop(0) if script else Act()
+            notes = {"fusechat.io/seconds": f"{act.seconds}s", "fusechat.io/exit-code": str(act.exit_code)}
+            meta = pod.metadata
+            self.api.patch_namespaced_pod(meta.name, meta.namespace, {"metadata": {"annotations": notes}})
+        if pod.status.phase == "Running" and not any(p.pod == pod.metadata.name for p in self.played):
+            act = self._acts[uid]
+            threading.Thread(target=self._play, args=(pod, act), daemon=True).start()
+            told = self._told(pod)
+            meta = pod.metadata
+            self.played.append(
+                Played(step, told.address, meta.name, meta.namespace, meta.labels[naming.RUN], act.exit_code)
+            )
+
+    def _told(self, pod: Any) -> launch.Launch:
+        index = (pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0")
+        arguments = [a.replace("$(JOB_COMPLETION_INDEX)", index) for a in pod.spec.containers[0].args]
+        return launch.parse([a.replace("$$", "$") for a in arguments])
+
+    def _play(self, pod: Any, act: Act) -> None:
+        told, attempt, started = self._told(pod), str(uuid.uuid4()), _now()
+        time.sleep(max(0.0, act.seconds - 0.15))
+        wants = act.exit_code == 0 if act.publishes is None else act.publishes
+        if wants and self._alive(pod) and self._all_shards(told):
+            self._publish(told, attempt)
+        record = {"exitCode": act.exit_code, "attempt": attempt, "started": started, "ended": _now()}
+        if act.exit_code:
+            record["error"] = act.error
+        self.store.put_json(f"{told.address}/attempts/{attempt}.json", record)
+
+    def _alive(self, pod: Any) -> bool:
+        try:
+            found = self.api.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
+        except client.ApiException:
+            return False
+        return found.metadata.deletion_timestamp is None
+
+    def _all_shards(self, told: launch.Launch) -> bool:
+        index, count = told.shard
+        done = self._done.setdefault(told.address, set())
+        done.add(index)
+        return len(done) == count
+
+    def _publish(self, told: launch.Launch, attempt: str) -> None:
+        inputs = {}
+        for role, address in told.inputs.items():
+            given = self.store.manifest(address)
+            inputs[role] = InputRef(address, given.digest if given else "")
+        metrics = {**METRICS.get(told.stage, {}), **self.metrics.get(told.stage, {})}
+        if told.stage == "resolve":
+            metrics["pins"] = {n: f"sha256:{digest(o)}" for n, o in told.params["origins"].items()}
+        self.store.publish(
+            Manifest(
+                told.address, told.stage, told.version, told.profile, told.params, inputs, (), metrics, True,
+                {}, attempt, _now(), {},
+            )
+        )  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def a_run(
+    name: str, sources: int = 2, namespace: str = "default", pinned: bool = True, **spec: Any
+) -> dict[str, Any]:
+    """A FusionRun on s3:// models that nobody has to have: fake nodes read nothing."""
+
+    def model(label: str) -> dict[str, Any]:
+        made = {"name": label, "uri": f"s3://fuse/models/{label}"}
+        return {**made, "revision": f"sha256:{digest([name, label])}"} if pinned else made
+
+    data = {"uri": "s3://fuse/data/conversations.jsonl"}
+    questions = {"uri": "s3://fuse/data/questions.jsonl"}
+    if pinned:
+        data["revision"] = f"sha256:{digest([name, 'data'])}"
+        questions["revision"] = f"sha256:{digest([name, 'questions'])}"
+    body: dict[str, Any] = {
+        "pivot": model("pivot-model"),
+        "sources": [model(f"s{i}") for i in range(sources)],
+        "dataset": data,
+        "evaluate": {"exactMatch": questions, "subjects": ["Fused"]},
+        **json.loads(json.dumps(spec)),
+    }
+    return {
+        "apiVersion": "fusechat.io/v1alpha1",
+        "kind": "FusionRun",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": body,
+    }
