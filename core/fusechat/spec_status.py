@@ -145,6 +145,6 @@ class Status(Base):
     report: Uri | None = Field(None, description="Where the report is.")
     scores: tuple[Score, ...] = Field((), max_length=256, description="Results.")
     gpu_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="GPU time used so far.")
-    last_retry: Time | None = Field(None, description="The last fusechat.io/retry-at that was obeyed.")
+    last_retry: Short | None = Field(None, description="The last fusechat.io/retry-at that was obeyed.")
     started: Time | None = Field(None, description="When the run's first step began.")
     finished: Time | None = Field(None, description="When it ended.")

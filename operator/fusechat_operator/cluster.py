@@ -179,6 +179,19 @@ class Cluster:
             if error.status not in (404, 409):
                 raise
 
+    async def keep(self, namespace: str, failed: Child) -> None:
+        """Take a failed child's time to live away, so that a person finds it and its Pods' logs."""
+        never = {"ttlSecondsAfterFinished": None}
+        spec = {"Job": never, "PyTorchJob": {"runPolicy": never}}.get(failed.kind)
+        if spec is None:
+            return
+        path = f"{_path(failed.kind, namespace)}/{quote(failed.name)}"
+        try:
+            await self.request("PATCH", path, {"spec": spec}, kind="application/merge-patch+json")
+        except ApiRefusal as error:
+            if error.status != 404:
+                raise
+
     async def kinds(self) -> tuple[str, ...]:
         """The launchers that are installed, in Auto's order; looked up at most once a minute."""
         at, known = self._launchers

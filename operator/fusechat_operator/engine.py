@@ -153,6 +153,8 @@ class Engine:
         if not await self._create(key, decision):
             return 0.05
         await self._write(key, found, decision)
+        for child in decision.keep:
+            await self.cluster.keep(key[0], child)
         for child in decision.delete:
             await self.cluster.delete(key[0], child)
         self._wait_for(key, decision.shared)

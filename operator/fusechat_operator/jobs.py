@@ -11,7 +11,7 @@ from typing import Any
 
 from fusechat import launch
 from fusechat.plan import Plan, Step
-from fusechat.spec import FusionRun
+from fusechat.spec import FusionRun, seconds
 
 from fusechat_operator import naming, pods
 from fusechat_operator.settings import Settings
@@ -116,6 +116,7 @@ def _job(work: Work, step: Step) -> Manifest:
     tries = work.run.spec.retries.infrastructure
     spec: Manifest = {
         "template": _template(work, step, "stage"),
+        "ttlSecondsAfterFinished": _ttl(work),
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
     }
@@ -130,6 +131,11 @@ def _job(work: Work, step: Step) -> Manifest:
     else:
         spec["backoffLimit"] = tries
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
+
+
+def _ttl(work: Work) -> int:
+    """Seconds until the cluster clears a finished child away; of a failed one the engine takes it back."""
+    return seconds(work.run.spec.ttl)
 
 
 def _failure_rules() -> list[Manifest]:
@@ -151,7 +157,12 @@ def _failure_rules() -> list[Manifest]:
 def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
     """Single-attempt: the ranks of one training live and die together, and only the operator tries again."""
     name, template = name_of(step, work.place), _template(work, step, "stage")
-    spec: Manifest = {"template": template, "backoffLimit": 0, "podReplacementPolicy": "Failed"}
+    spec: Manifest = {
+        "template": template,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "ttlSecondsAfterFinished": _ttl(work),
+    }
     if nodes > 1:
         template["spec"]["subdomain"] = name
         template["spec"]["containers"][0]["env"] += [
@@ -189,7 +200,11 @@ def _pytorchjob(work: Work, step: Step) -> Manifest:
         replicas["Worker"] = {"replicas": nodes - 1, "restartPolicy": "Never", "template": template}
     spec = {
         "nprocPerNode": "1",
-        "runPolicy": {"backoffLimit": 0, "cleanPodPolicy": "None"},
+        "runPolicy": {
+            "backoffLimit": 0,
+            "cleanPodPolicy": "None",
+            "ttlSecondsAfterFinished": _ttl(work),
+        },
         "pytorchReplicaSpecs": replicas,
     }
     api = naming.API_VERSIONS["PyTorchJob"]

@@ -40,7 +40,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Decision:
-    """In the order it is carried out: documents, forget, create, status, delete, events. Times in seconds."""
+    """In the order it is carried out: documents, forget, create, status, keep, delete, events.
+
+    `keep` are failed children that the cluster must not clear away; `again` is in seconds.
+    """
 
     asks: frozenset[Ask] = frozenset()
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Decision:
     create: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] | None = None
     delete: tuple[Child, ...] = ()
+    keep: tuple[Child, ...] = ()
     events: tuple[Event, ...] = ()
     again: float | None = None
     shared: tuple[str, ...] = ()
@@ -65,9 +69,9 @@ def reconcile(found: Mapping[str, Any], facts: Mapping[Ask, Any], settings: Sett
         _refuse_local_files(run)
     except ValueError as error:
         return _refused(found, known, str(error), now)
-    retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))
+    retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))[:64]
     if _is_over(found, known) and retry == known.last_retry:
-        return Decision()
+        return _clear_trainjobs(run, place, known, Look(facts), now)
     return _Pass(found, run, place, known, Look(facts), settings, now, retry).decide()
 
 
@@ -77,6 +81,24 @@ def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
     at = int(found["metadata"].get("generation", 1))
     ended = outcome.get("status") in ("True", "False") and outcome.get("reason") not in _RECONSIDERED
     return ended and outcome.get("observedGeneration") == at
+
+
+def _clear_trainjobs(run: FusionRun, place: pods.Place, known: Memory, look: Look, now: float) -> Decision:
+    """A TrainJob has no time to live of its own: an ended run's finished ones go after the run's ttl."""
+    if not known.launcher.startswith("TrainJob"):
+        return Decision()
+    finished: list[tuple[float, Child]] = []
+    due: list[tuple[float, Child]] = []
+    for step in plan(run, known.pins).steps:
+        if step.stage != "fuse" or not known.lines.get(step.name, Line(step.name)).done:
+            continue
+        child = look("child", f"TrainJob/{jobs.name_of(step, place)}")
+        if isinstance(child, Child) and child.owner == run.metadata.uid and child.phase == "Complete":
+            left = (child.ended or child.created) + seconds(run.spec.ttl) - now
+            (due if left > 0 else finished).append((left, child))
+    if look.asks:
+        return Decision(asks=frozenset(look.asks))
+    return Decision(delete=tuple(c for _, c in finished), again=min((left for left, _ in due), default=None))
 
 
 _RECONSIDERED = ("InvalidSpec",)
@@ -480,6 +502,7 @@ class _Pass:
             create=create,
             status=made,
             delete=tuple({c.uid: c for c in [*self.delete, *scan.delete]}.values()),
+            keep=tuple(scan.keep),
             events=_events(self.before, scan, verdict, self.extras.errors),
             again=min(again, default=None),
             shared=tuple(scan.shared),

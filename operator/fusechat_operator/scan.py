@@ -39,6 +39,7 @@ class Scan:
     waits: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     delete: list[Child] = field(default_factory=list)
+    keep: list[Child] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
@@ -206,6 +207,7 @@ class Scanner:
         if why.exit_code == 66 and not line.replanned:
             return self._replan(step, counted, why)
         if why.kind == "bug" or (child.kind == "Job" and child.reason in SPENT and step.stage != "fuse"):
+            self.found.keep.append(child)
             return self._fail(counted, why.exit_code, why.sentence)
         return self._again(counted, why.kind, why.sentence, child.ended or self.now)
 

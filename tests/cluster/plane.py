@@ -1,8 +1,7 @@
 """The control plane under test: a real Kubernetes with fake nodes, a real S3, the operator as a process.
 
-Fixtures: `plane` (session: cluster, CRD, S3, stagehand), `operator` (function: one running operator), both used by
-tests/cluster. With KUBECONFIG set the cluster is yours and must have kwok's fake nodes; else ../shared/kube starts
-one; without either the tests skip with a reason, and fail where CI=true.
+Used by the fixtures of conftest. With KUBECONFIG set the cluster is yours and has kwok's fake nodes; else
+../shared/kube starts one; without either the tests skip with a reason, and fail where CI=true.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ class Plane:
     store: Store
     hand: Stagehand
     folder: Path
-    cluster: Any = None
     namespaces: int = 0
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +111,15 @@ class Plane:
         lines = self.status(run, namespace).get("steps", ())
         return next((line for line in lines if line["name"] == name), {})
 
+    @contextmanager
+    def store_away(self) -> Iterator[None]:
+        """The S3 server does not answer inside of this."""
+        os.kill(self.s3.pid, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.s3.ensure()
+
     def namespace(self) -> str:
         """A fresh namespace."""
         self.namespaces += 1
@@ -121,40 +128,41 @@ class Plane:
         return name
 
 
-def shared_kube() -> Any:
-    """The Cluster class of ../shared/kube, or a skip."""
+def cluster_script() -> Path:
+    """../shared/kube/cluster.py, or a skip."""
     shared = find_shared()
-    if shared is None or not (shared / "kube" / "cluster.py").exists():
+    script = (shared or Path()) / "kube" / "cluster.py"
+    if shared is None or not script.exists():
         missing("no cluster: neither KUBECONFIG nor ../shared/kube")
-    sys.path.insert(0, str(shared / "kube"))  # type: ignore[operator]
-    from cluster import Cluster
+    return script
 
-    return Cluster
+
+def cluster_run(*words: str) -> None:
+    """Run cluster.py; its own words where it fails."""
+    done = subprocess.run([sys.executable, str(cluster_script()), *words], capture_output=True, text=True)
+    assert done.returncode == 0, f"cluster.py {' '.join(words)}: {done.stderr}{done.stdout}"
 
 
 @contextmanager
-def running_plane(folder: Path, extra: list[str], fake_nodes: int = 3) -> Iterator[Plane]:
+def running_plane(folder: Path, extra: str, fake_nodes: int = 3) -> Iterator[Plane]:
     """A cluster, an S3 and a stagehand; all gone at the end."""
-    given = os.environ.get("KUBECONFIG")
-    cluster = None
+    given, kube = os.environ.get("KUBECONFIG"), str(folder / "kube")
     if not given:
-        cluster = shared_kube()(str(folder / "kube"))
-        (folder / "kube").mkdir(parents=True)
+        cluster_run("up", kube, "--with", extra, "--fake-nodes", str(fake_nodes))
     try:
-        if cluster:
-            cluster.up(extra=extra, fake_nodes=fake_nodes)
-        kubeconfig = given or str(folder / "kube" / "admin.kubeconfig")
-        with LocalS3(folder / "s3") as s3:
-            os.environ.update(s3.environment())
+        kubeconfig = given or f"{kube}/admin.kubeconfig"
+        with LocalS3(folder / "s3") as s3, pytest.MonkeyPatch.context() as patch:
+            for name, value in s3.environment().items():
+                patch.setenv(name, value)
             store = Store(BUCKET_PREFIX)
             with Stagehand(kubeconfig, store) as hand:
-                plane = Plane(kubeconfig, s3, store, hand, folder, cluster)
+                plane = Plane(kubeconfig, s3, store, hand, folder)
                 plane.kubectl("apply", "-f", str(CHECKOUT / "crds"))
                 plane.kubectl("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
                 yield plane
     finally:
-        if cluster:
-            cluster.down()
+        if not given:
+            cluster_run("down", kube)
 
 
 @dataclass

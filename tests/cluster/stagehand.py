@@ -1,8 +1,8 @@
 """Plays the stages of Pods on fake nodes: publishes what a stage would, so that only the stages are not real.
 
-kwok runs and ends the Pods; this thread reads each Pod's argv as entry would, writes the artifact and the record
-of the attempt to the real store, and tells kwok (by annotation) how long the Pod lasts and how it ends. A test
-scripts the attempts of a step: `hand.script["extract-a"] = [Act(exit_code=65)]`; what is not scripted succeeds.
+kwok runs and ends the Pods; this thread reads each Pod's argv as entry would, writes the artifact and the
+record of the attempt to the real store, and tells kwok by annotation how long the Pod lasts and how it ends.
+A test scripts the attempts of a step, `hand.script["extract-a"] = [Act(exit_code=65)]`; the rest succeeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Played:
 
     step: str
     address: str
-    pod: str
+    uid: str
     namespace: str
     run: str
     exit_code: int
@@ -101,13 +101,13 @@ class Stagehand(threading.Thread):
             notes = {"fusechat.io/seconds": f"{act.seconds}s", "fusechat.io/exit-code": str(act.exit_code)}
             meta = pod.metadata
             self.api.patch_namespaced_pod(meta.name, meta.namespace, {"metadata": {"annotations": notes}})
-        if pod.status.phase == "Running" and not any(p.pod == pod.metadata.name for p in self.played):
+        if pod.status.phase == "Running" and not any(p.uid == uid for p in self.played):
             act = self._acts[uid]
             threading.Thread(target=self._play, args=(pod, act), daemon=True).start()
             told = self._told(pod)
             meta = pod.metadata
             self.played.append(
-                Played(step, told.address, meta.name, meta.namespace, meta.labels[naming.RUN], act.exit_code)
+                Played(step, told.address, uid, meta.namespace, meta.labels[naming.RUN], act.exit_code)
             )
 
     def _told(self, pod: Any) -> launch.Launch:
