@@ -67,8 +67,19 @@ class Object:
 class Store:
     """One prefix of one bucket. Cheap to make; connects when first used; threads may share it."""
 
-    def __init__(self, uri: str, *, endpoint: str | None = None, region: str | None = None) -> None:
-        """UsageError if `uri` is not s3://BUCKET[/PREFIX]. Credentials come from boto3's own chain."""
+    def __init__(
+        self,
+        uri: str,
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        attempts: int | None = None,
+    ) -> None:
+        """UsageError if `uri` is not s3://BUCKET[/PREFIX]. Credentials come from boto3's own chain.
+
+        `attempts` is how often a request is tried before it fails; unset: with patience, for a stage's sake.
+        """
+        self._attempts = attempts
         self.place = place(uri, endpoint, region, os.environ)
         self.uri = self.place.uri
         self._connected: tuple[int, S3Client] | None = None
@@ -77,7 +88,7 @@ class Store:
     def client(self) -> S3Client:
         """The S3 client of this process: a fork makes its own, for sockets cannot be shared."""
         if self._connected is None or self._connected[0] != os.getpid():
-            self._connected = os.getpid(), connect(self.place)
+            self._connected = os.getpid(), connect(self.place, attempts=self._attempts)
         return self._connected[1]
 
     # Artifacts

@@ -79,16 +79,19 @@ def place(uri: str, endpoint: str | None, region: str | None, environ: Mapping[s
     return Place(parts.netloc, parts.path.strip("/"), found, where)
 
 
-def connect(place: Place, credentials: tuple[str, str] | None = None) -> S3Client:
+def connect(
+    place: Place, credentials: tuple[str, str] | None = None, attempts: int | None = None
+) -> S3Client:
     """A client of that place; without (key id, secret) boto3 finds its credentials."""
     import boto3
     import botocore.session
     from botocore.config import Config
 
+    tries = int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))
     config = Config(
         # "standard" gives all requests of a client one budget: an outage during a large transfer spends it,
         # and later failures are not tried again at all.
-        retries={"mode": "legacy", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+        retries={"mode": "legacy", "total_max_attempts": attempts or tries},
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         max_pool_connections=POOL,

@@ -21,6 +21,8 @@ from fusechat_operator.settings import Settings
 T = TypeVar("T")
 REMEMBERED = 4096
 ATTEMPTS_READ = 20
+ATTEMPTS = 2
+"""Of one request: a run that waits for the store must say so soon, and is looked at again anyway."""
 
 
 class Artifacts:
@@ -28,7 +30,9 @@ class Artifacts:
 
     def __init__(self, settings: Settings) -> None:
         told = settings.store
-        self.store = Store(told.uri, endpoint=told.endpoint, region=told.region) if told else None
+        self.store = (
+            Store(told.uri, endpoint=told.endpoint, region=told.region, attempts=ATTEMPTS) if told else None
+        )
         self._pool = ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store")
         self._known: OrderedDict[str, Artifact] = OrderedDict()
 

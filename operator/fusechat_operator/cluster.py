@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -87,10 +87,23 @@ class Cluster:
         urgent: bool = False,
     ) -> Object:
         """One request. ApiRefusal for an answer that is no success, OSError where none came."""
+        data = await self._raw(method, path, body, query, kind, urgent)
+        found: Object = json.loads(data) if data else {}
+        return found
+
+    async def _raw(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        kind: str = "application/json",
+        urgent: bool = False,
+    ) -> bytes:
         if not urgent:
             await self._limiter.take()
         self.calls[method] = self.calls.get(method, 0) + 1
-        headers = {"Accept": "application/json", "Content-Type": kind}
+        headers = {"Accept": "application/json, */*", "Content-Type": kind}
         await self.api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self.api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
@@ -104,8 +117,7 @@ class Cluster:
             raise OSError(f"the API server cannot be reached: {error}") from error
         if not 200 <= answer.status < 300:
             raise _refusal(answer.status, data)
-        found: Object = json.loads(data) if data else {}
-        return found
+        return bytes(data)
 
     # runs
 
@@ -205,6 +217,23 @@ class Cluster:
         ordered = tuple(sorted(there, key=("PyTorchJob", "TrainJob", "Job").index))
         self._launchers = (time.monotonic(), ordered)
         return ordered
+
+    # people's commands
+
+    async def change(self, found: Object, patch: Mapping[str, Any]) -> None:
+        """Merge a change into a FusionRun."""
+        meta = found["metadata"]
+        path = f"{RUNS}/namespaces/{meta['namespace']}/fusionruns/{quote(meta['name'])}"
+        await self.request("PATCH", path, dict(patch), kind="application/merge-patch+json")
+
+    async def logs(self, namespace: str, uid: str, step: str) -> AsyncIterator[tuple[str, str]]:
+        """(Pod, its log) of each Pod of a step that has begun."""
+        query = {"labelSelector": f"{naming.UID}={uid},{naming.STEP}={step}"}
+        pods = f"/api/v1/namespaces/{namespace}/pods"
+        for item in (await self.request("GET", pods, query=query))["items"]:
+            name = item["metadata"]["name"]
+            if item.get("status", {}).get("phase") != "Pending":
+                yield name, (await self._raw("GET", f"{pods}/{name}/log")).decode(errors="replace")
 
     # everything else
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cluster.node import node  # noqa: F401  (a fixture)
 from tests.cluster.plane import Operator, Plane, running_plane, start_operator
 
 
@@ -42,4 +43,5 @@ def namespace(plane: Plane) -> str:
     """A fresh namespace, and a stagehand with an empty script."""
     plane.hand.script.clear()
     plane.hand.metrics.clear()
+    plane.hand.pace = 0.2
     return plane.namespace()
