@@ -151,7 +151,8 @@ def running_plane(folder: Path, extra: str, fake_nodes: int = 3) -> Iterator[Pla
         cluster_run("up", kube, "--with", extra, "--fake-nodes", str(fake_nodes))
     try:
         kubeconfig = given or f"{kube}/admin.kubeconfig"
-        with LocalS3(folder / "s3") as s3, pytest.MonkeyPatch.context() as patch:
+        # Beside the folder: a session that has a real node too has one S3, and one environment, for both.
+        with LocalS3(folder.parent / "s3") as s3, pytest.MonkeyPatch.context() as patch:
             for name, value in s3.environment().items():
                 patch.setenv(name, value)
             store = Store(BUCKET_PREFIX)
