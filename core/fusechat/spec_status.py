@@ -106,6 +106,9 @@ class FrozenPlan(Base):
     versions: Annotated[dict[Short, int], Field(max_length=16)] = Field(
         default_factory=dict, description="Version of each stage."
     )
+    digest: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="Digest of all addresses: another plan for the same spec shows."
+    )
     images: Annotated[dict[Short, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = Field(
         default_factory=dict, description="Image of each stage, by digest."
     )

@@ -43,6 +43,7 @@ async def _replica(told: settings.Settings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 64
     metrics = Metrics()
+    cluster.counted = lambda method, what: metrics.requests.labels(method, what).inc()
     start_http_server(told.metrics_port, registry=metrics.registry)
     heartbeat = Heartbeat(cluster, told)
     health = await serve(heartbeat, told.health_port)

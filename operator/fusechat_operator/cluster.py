@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -55,7 +55,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, qps: float, burst: int) -> None:
         self.api, self._limiter = api, Limiter(qps, burst)
-        self.calls: dict[str, int] = {}
+        self.counted: Callable[[str, str], None] = lambda method, what: None
         self._launchers: tuple[float, tuple[str, ...]] = (0.0, ())
 
     @classmethod
@@ -102,7 +102,7 @@ class Cluster:
     ) -> bytes:
         if not urgent:
             await self._limiter.take()
-        self.calls[method] = self.calls.get(method, 0) + 1
+        self.counted(method, _what(path))
         headers = {"Accept": "application/json, */*", "Content-Type": kind}
         await self.api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self.api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
@@ -263,6 +263,15 @@ def _path(kind: str, namespace: str) -> str:
     if kind == "Service":
         return f"/api/v1/namespaces/{namespace}/services"
     return f"/apis/{naming.API_VERSIONS[kind]}/namespaces/{namespace}/{naming.PLURALS[kind]}"
+
+
+def _what(path: str) -> str:
+    """The resource that a path is about, as `jobs` or `fusionruns/status`."""
+    _, _, rest = path.partition("/namespaces/")
+    parts = rest.split("/")[1:]
+    if not parts:
+        return "discovery"
+    return f"{parts[0]}/{parts[2]}" if len(parts) > 2 else parts[0]
 
 
 def _refusal(status: int, data: bytes) -> ApiRefusal:

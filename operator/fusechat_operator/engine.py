@@ -29,7 +29,7 @@ ROUNDS = 64
 """Rounds of questions in one pass; a plan's depth and a few more. More is a fault of ours."""
 
 PROGRESS_SECONDS = 60.0
-FADING = ("percent", "rate", "etaSeconds", "metrics", "lastCheckpoint")
+FADING = ("percent", "rate", "etaSeconds", "metrics", "lastCheckpoint", "started", "finished", "shards")
 """Fields of details that are not worth a write of their own."""
 
 

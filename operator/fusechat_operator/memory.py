@@ -12,9 +12,12 @@ from typing import Any
 
 from fusechat.address import digest
 from fusechat.pins import origins
+from fusechat.plan import Plan
 from fusechat.spec import FusionRun
 
 DONE = ("Cached", "Succeeded")
+SHORT = 10
+"""Hex digits of an address in a line: enough to tell that a plan has changed, few enough for 50 sources."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Memory:
     asked: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
     launcher: str = ""
     last_retry: str = ""
     started: str = ""
@@ -72,6 +76,7 @@ def read(status: Mapping[str, Any]) -> Memory:
         {p["name"]: p.get("asked", "") for p in pins},
         plan.get("versions") or {},
         plan.get("images") or {},
+        plan.get("digest", ""),
         status.get("launcher", ""),
         status.get("lastRetry", ""),
         status.get("started", ""),
@@ -95,16 +100,25 @@ def _line(found: Mapping[str, Any]) -> Line:
     )
 
 
-def line_json(line: Line) -> dict[str, Any]:
-    """As status.steps has it: what is nothing is left out."""
+def line_json(line: Line, brief: bool = False) -> dict[str, Any]:
+    """As status.steps has it: what is nothing is left out, and if `brief` the address."""
     tries = {name: getattr(line, name) for name in ("disruption", "infrastructure", "bug")}
-    made: dict[str, Any] = {"name": line.name, "state": line.state, "address": line.address}
+    made: dict[str, Any] = {
+        "name": line.name,
+        "state": line.state,
+        "address": None if brief else line.address,
+    }
     if any(tries.values()):
         made["tries"] = tries  # all three: the API server would add the others, and the status never compare
     made |= {"ended": line.ended, "replanned": line.replanned or None}
     return {key: value for key, value in made.items() if value}
 
 
+def plan_digest(made: Plan) -> str:
+    """One digest of all addresses of a plan."""
+    return digest([[step.name, step.address] for step in made.steps])[:16]
+
+
 def asked(run: FusionRun) -> dict[str, str]:
     """A digest of each origin as the spec names it: while it stays, so does its pin."""
-    return {name: digest(origin.asked())[:16] for name, origin in origins(run).items()}
+    return {name: digest(origin.asked())[:8] for name, origin in origins(run).items()}

@@ -32,4 +32,7 @@ class Metrics:
         self.faults = Counter(
             "fusechat_faults", "Looks that ended in a fault of the operator's own.", registry=r
         )
+        self.requests = Counter(
+            "fusechat_api_requests", "Requests to the API server.", ["method", "resource"], registry=r
+        )
         self.leader = Gauge("fusechat_leader", "1 while this replica holds the Lease.", registry=r)

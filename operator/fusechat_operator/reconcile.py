@@ -240,9 +240,14 @@ class _Pass:
         images = {stage: self.settings.image_of(stage) for stage in STAGES}
         return {
             "generation": self.generation,
-            "pins": [{"name": n, "pin": pins[n], "asked": asked[n]} for n in sorted(pins) if n in asked],
+            "pins": [
+                {"name": n, "pin": pins[n], "asked": asked[n]}
+                for n in sorted(pins)
+                if n in asked and n in self.extras.unpinned
+            ],
             "versions": dict(old.versions if old else VERSIONS),
             "images": dict(old.images if old else images),
+            "digest": memory.plan_digest(plan(self.run, pins)),
         }
 
     def _with_images(self) -> Settings:
@@ -250,19 +255,12 @@ class _Pass:
 
     def _changed(self, made: Plan) -> str:
         """Why this operator does not plan the run as the one that began it did; "" where it does."""
-        versions = dict(self.memory.versions)
-        lines = self.memory.lines
-        moved = [
-            step.name
-            for step in made.steps
-            if step.name not in lines
-            or not str(step.address).rpartition("/")[2].startswith(lines[step.name].address or "")
-        ]
-        if not moved and versions == dict(VERSIONS):
+        same = memory.plan_digest(made) == self.memory.digest
+        if same and dict(self.memory.versions) == dict(VERSIONS):
             return ""
         return (
-            f"this operator plans the run differently ({', '.join(moved[:3]) or 'stage versions'}) from the "
-            f"one that began it; nothing is lost: set the annotation {naming.RETRY_AT} to plan it anew"
+            "this operator plans the run differently from the one that began it; nothing is lost: set the "
+            f"annotation {naming.RETRY_AT} to plan it anew"
         )
 
     def _begin(self, work: jobs.Work) -> Decision | None:

@@ -17,7 +17,7 @@ from fusechat_operator import jobs
 from fusechat_operator.causes import Cause, cause
 from fusechat_operator.children import Child, Pod, failed_pods
 from fusechat_operator.facts import UNKNOWN, Artifact, Look
-from fusechat_operator.memory import Line, Memory
+from fusechat_operator.memory import SHORT, Line, Memory
 
 SETTLE_SECONDS = 8.0
 """How long a new child's Pods may be on their way before one asks why they are not there."""
@@ -58,7 +58,7 @@ class Scanner:
     def scan(self, steps: Sequence[Step]) -> Scan:
         for step in steps:
             line = self.memory.lines.get(step.name, Line(step.name))
-            address = str(step.address).rpartition("/")[2][:16] if step.address else None
+            address = str(step.address).rpartition("/")[2][:SHORT] if step.address else None
             line = replace(line, address=address)
             self.found.lines[step.name] = line
             self.found.observed[step.name] = self._step(step, line)

@@ -19,6 +19,9 @@ from fusechat_operator.scan import Scan
 
 MOST_DETAILS = 20
 KEY_METRICS = 8
+MOST_SCORES = 40
+MANY_STEPS = 200
+"""Beyond these the status says less, and `runs/<uid>.json` in the store all: etcd is no place for it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def render(
         "stage": ", ".join(dict.fromkeys(step.stage for step in active))[:64] or None,
         "progress": f"{done}/{len(lines)}",
         "cached": f"{cached}/{len(lines)}",
-        "steps": [line_json(line) for line in lines],
+        "steps": [line_json(line, brief=len(lines) > MANY_STEPS) for line in lines],
         "details": _details(work, memory, scan, extras),
         "plan": dict(frozen),
         "launcher": extras.launcher or memory.launcher or None,
@@ -155,13 +158,13 @@ def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras) -> lis
 
 def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: Step) -> dict[str, Any]:
     line, child = scan.lines[step.name], scan.children.get(step.name)
-    before = memory.details.get(step.name, {})
+    before, kind = memory.details.get(step.name, {}), jobs.kind_of(step, work.launcher)
     message = extras.errors.get(step.name) or scan.waits.get(step.name, "")
     if not message and line.state == "Failed":
         message = before.get("message", "")
     made: dict[str, Any] = {
         "name": step.name,
-        "child": f"{child.kind}/{child.name}" if child else before.get("child"),
+        "child": f"{kind}/{jobs.name_of(step, work.place)}" if step.address else None,
         "attempts": line_json(line).get("tries"),
         "started": timestamp(child.started) if child and child.started else before.get("started"),
         "finished": timestamp(child.ended) if child and child.ended else None,
@@ -235,12 +238,16 @@ def scores(plan: Plan, metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[st
         made = {
             "subject": subject.kind if alone else f"{subject.kind} {subject.name}",
             "benchmark": step.params["benchmark"],
-            "score": round(float(value), 6),
-            "low": low,
-            "high": high,
+            "score": round(float(value), 4),
+            "low": None if low is None else round(float(low), 4),
+            "high": None if high is None else round(float(high), 4),
         }
         found.append({key: value for key, value in made.items() if value is not None})
-    return found
+    found.sort(key=lambda score: _RANK.get(score["subject"].split()[0], 9))
+    return found[:MOST_SCORES]
+
+
+_RANK = {"Fused": 0, "Pivot": 1, "Control": 2, "Target": 3, "Source": 4}
 
 
 def finished(child: Child) -> bool:

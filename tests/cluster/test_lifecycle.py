@@ -46,7 +46,7 @@ def test_a_run_goes_through_all_its_steps_and_its_addresses_are_the_plans(plane,
     plane.apply(run)
     status = plane.until("whole", namespace=namespace)
     planned = plan(load(run))
-    addresses = {s.name: str(s.address).rpartition("/")[2][:16] for s in planned.steps}
+    addresses = {s.name: str(s.address).rpartition("/")[2][:10] for s in planned.steps}
     assert {line["name"]: line["address"] for line in status["steps"]} == addresses
     assert {line["state"] for line in status["steps"]} == {"Succeeded"}
     assert sorted(played(plane, namespace)) == sorted([*addresses, "report"])
