@@ -13,7 +13,8 @@ from tests.cluster.plane import Operator, Plane, running_plane, start_operator
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A real API server, controllers, scheduler, the training operator, fake nodes and a real S3."""
-    with running_plane(tmp_path_factory.mktemp("plane"), "training-operator") as made:
+    s3 = tmp_path_factory.getbasetemp() / "s3"  # the real node's too: there is one environment for both
+    with running_plane(tmp_path_factory.mktemp("plane"), "training-operator", s3_folder=s3) as made:
         yield made
 
 

@@ -76,11 +76,13 @@ class Node(Plane):
 
 
 @contextmanager
-def running_node(folder: Path, extra: str = "training-operator") -> Iterator[Node]:
+def running_node(
+    folder: Path, extra: str = "training-operator", s3_folder: Path | None = None
+) -> Iterator[Node]:
     """A node with the images on it and the CRD; all of it is gone at the end, whatever happened."""
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"
     given = os.environ.get("KUBECONFIG")
-    with _given_node(folder, given) if given else _own_node(folder, extra) as node:
+    with _given_node(folder, given) if given else _own_node(folder, extra, s3_folder) as node:
         node.kubectl("apply", "-f", str(CHECKOUT / "crds"))
         node.kubectl("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
         yield node
@@ -103,7 +105,7 @@ def _given_node(folder: Path, kubeconfig: str) -> Iterator[Node]:
 
 
 @contextmanager
-def _own_node(folder: Path, extra: str) -> Iterator[Node]:
+def _own_node(folder: Path, extra: str, s3_folder: Path | None) -> Iterator[Node]:
     _check_machine()
     kube, seconds, started = folder / "kube", {}, time.monotonic()
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
@@ -115,7 +117,7 @@ def _own_node(folder: Path, extra: str) -> Iterator[Node]:
         seconds["images"], started = time.monotonic() - started, time.monotonic()
         cluster_run("load", str(kube), *map(str, archives))
         seconds["load"] = time.monotonic() - started
-        s3 = stack.enter_context(LocalS3(folder.parent / "s3"))  # plane's too: one environment for both
+        s3 = stack.enter_context(LocalS3(s3_folder or folder / "s3"))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in s3.environment().items():
             patch.setenv(name, value)
@@ -171,5 +173,6 @@ def _kubeconfig(kube: Path, port: int) -> str:
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A real node and a real S3, for all tests of the session."""
-    with running_node(tmp_path_factory.mktemp("node")) as found:
+    s3 = tmp_path_factory.getbasetemp() / "s3"  # plane's too: there is one environment for both
+    with running_node(tmp_path_factory.mktemp("node"), s3_folder=s3) as found:
         yield found

@@ -144,15 +144,16 @@ def cluster_run(*words: str) -> None:
 
 
 @contextmanager
-def running_plane(folder: Path, extra: str, fake_nodes: int = 3) -> Iterator[Plane]:
+def running_plane(
+    folder: Path, extra: str, fake_nodes: int = 3, s3_folder: Path | None = None
+) -> Iterator[Plane]:
     """A cluster, an S3 and a stagehand; all gone at the end."""
     given, kube = os.environ.get("KUBECONFIG"), str(folder / "kube")
     if not given:
         cluster_run("up", kube, "--with", extra, "--fake-nodes", str(fake_nodes))
     try:
         kubeconfig = given or f"{kube}/admin.kubeconfig"
-        # Beside the folder: a session that has a real node too has one S3, and one environment, for both.
-        with LocalS3(folder.parent / "s3") as s3, pytest.MonkeyPatch.context() as patch:
+        with LocalS3(s3_folder or folder / "s3") as s3, pytest.MonkeyPatch.context() as patch:
             for name, value in s3.environment().items():
                 patch.setenv(name, value)
             store = Store(BUCKET_PREFIX)
