@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fusechat.pins import origins, user_pins
 from fusechat.plan import VERSIONS, Plan, Step, plan, report_step, resolve_step
 from fusechat.progress import State, decide, gates_of, needed
 from fusechat.record import record
@@ -111,8 +112,6 @@ def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float)
 
 
 def _refuse_local_files(run: FusionRun) -> None:
-    from fusechat.pins import origins
-
     local = [name for name, origin in origins(run).items() if origin.uri.startswith("file://")]
     if local:
         raise ValueError(
@@ -140,7 +139,8 @@ class _Pass:
         self.meta = found["metadata"]
         self.uid, self.generation = str(self.meta["uid"]), int(self.meta.get("generation", 1))
         self.before = known
-        self.extras = Extras()
+        pinned = user_pins(run)
+        self.extras = Extras(unpinned=[name for name in origins(run) if name not in pinned])
         self.documents: dict[str, Mapping[str, Any]] = {}
         self.delete: list[Child] = []
         if retry and retry != known.last_retry:
@@ -155,8 +155,7 @@ class _Pass:
         if isinstance(pins, Decision):
             return pins
         made = plan(self.run, pins)
-        self.extras.unpinned = plan(self.run).unpinned
-        self.frozen = self._freeze(pins)
+        self.frozen = self._freeze(pins, made)
         work = jobs.Work(self.found, self.run, made, self._with_images(), self.place, launcher.split()[0])
         if self.memory.generation != self.generation:
             begun = self._begin(work)
@@ -211,14 +210,13 @@ class _Pass:
         """Every origin's pin: the spec's, a kept one, resolve's answer; a Decision while that is awaited."""
         asked = memory.asked(self.run)
         kept = {n: p for n, p in self.memory.pins.items() if self.memory.asked.get(n) == asked.get(n)}
-        left = plan(self.run, kept).unpinned
+        left = tuple(name for name in self.extras.unpinned if name not in kept)
         if not left:
             return kept
         nonce = "-".join([self.uid, *(asked[name] for name in left), self.memory.last_retry])
         step = resolve_step(self.run, nonce, left)
         run, one = self.run, self._alone(step)
         work = jobs.Work(self.found, run, one, self.settings, self.place)
-        self.extras.unpinned = plan(self.run).unpinned
         self.frozen = self.found.get("status", {}).get("plan") or {}
         if self.run.spec.suspend:
             return self._suspend(work)
@@ -234,7 +232,7 @@ class _Pass:
     def _alone(self, step: Step) -> Plan:
         return Plan(self.run.metadata.name, self.uid, self.generation, self.run.spec.profile, (step,))
 
-    def _freeze(self, pins: Mapping[str, str]) -> dict[str, Any]:
+    def _freeze(self, pins: Mapping[str, str], made: Plan) -> dict[str, Any]:
         asked = memory.asked(self.run)
         old = self.memory if self.memory.generation == self.generation else None
         images = {stage: self.settings.image_of(stage) for stage in STAGES}
@@ -247,7 +245,7 @@ class _Pass:
             ],
             "versions": dict(old.versions if old else VERSIONS),
             "images": dict(old.images if old else images),
-            "digest": memory.plan_digest(plan(self.run, pins)),
+            "digest": memory.plan_digest(made),
         }
 
     def _with_images(self) -> Settings:
@@ -478,7 +476,9 @@ class _Pass:
         made = {
             **self.found.get("status", {}),
             "observedGeneration": self.generation,
-            "conditions": status.conditions(self.before, verdict, self.generation, (), self.now),
+            "conditions": status.conditions(
+                self.before, verdict, self.generation, self.extras.unpinned, self.now
+            ),
         }
         return Decision(status=made, again=STORE_PAUSE_SECONDS)
 

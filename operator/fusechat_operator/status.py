@@ -102,14 +102,17 @@ def refusal(
     return {
         **found.get("status", {}),
         "observedGeneration": at,
-        "conditions": conditions(memory, verdict, at, (), now),
+        "conditions": conditions(memory, verdict, at, None, now),
     }
 
 
 def conditions(
-    memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str], now: float
+    memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str] | None, now: float
 ) -> list[dict[str, Any]]:
-    """Ready, Succeeded and Reproducible always; Reconciling, Stalled and Suspended only while true."""
+    """Ready, Succeeded and Reproducible always; Reconciling, Stalled and Suspended only while true.
+
+    `unpinned` None: the spec cannot be read, and whether it is reproducible stays as it was said.
+    """
     going, stalled = verdict.state in ("Running", "Stuck", "Suspended"), verdict.state == "Stalled"
     succeeded = verdict.state == "Succeeded"
     wanted = {"Ready": ("True" if succeeded else "False", verdict.reason, verdict.message)}
@@ -121,7 +124,11 @@ def conditions(
     wanted["Succeeded"] = (outcome, verdict.reason, verdict.message)
     if verdict.state == "Suspended":
         wanted["Suspended"] = ("True", verdict.reason, verdict.message)
-    if unpinned:
+    if unpinned is None:
+        before = memory.conditions.get("Reproducible", {})
+        if before:
+            wanted["Reproducible"] = (before["status"], before["reason"], before.get("message", ""))
+    elif unpinned:
         names = ", ".join(unpinned)
         wanted["Reproducible"] = (
             "False",
