@@ -25,6 +25,9 @@ SETTLE_SECONDS = 8.0
 PAUSE_SECONDS = (10.0, 600.0)
 """First and longest pause after trouble outside; it doubles."""
 
+OWNERS_SECONDS = 60.0
+"""How long an attempt that came to nothing is left to the run that made it, before another that waits acts."""
+
 SPENT = ("BackoffLimitExceeded", "FailedIndexes", "MaxFailedIndexesExceeded")
 """Reasons by which a Job says that it has tried as often as its run allows."""
 
@@ -92,6 +95,8 @@ class Scanner:
         metrics = {}
         if self.work.run.spec.gates != _NO_GATES and step.stage in ("align", "filter"):
             known = self.look("metrics", str(step.address))
+            if known is UNKNOWN:
+                return self._unknown(line)  # a gate that cannot be looked at is not open
             metrics = dict(known.metrics) if isinstance(known, Artifact) else {}
         return Observed(State.CACHED if line.state == "Cached" else State.DONE, metrics)
 
@@ -124,22 +129,32 @@ class Scanner:
 
     def _of_another(self, step: Step, line: Line, child: Child) -> Observed:
         """A child of another run that makes the same artifact."""
-        if child.phase in ("Complete", "Failed"):
-            artifact = self.look("artifact", str(step.address))
-            if isinstance(artifact, Artifact):
-                return self._done(step, replace(line, state="Cached"), artifact)
-            if artifact is UNKNOWN:
-                return self._unknown(line)
-        if child.phase == "Failed" and line.ended == child.uid and line.state != "Failed":
+        if child.phase in ("Active", "Waiting"):
+            self.found.shared.append(child.name)
+            return self._hold(line, "another run is making the same artifact")
+        artifact = self.look("artifact", str(step.address))
+        if isinstance(artifact, Artifact):
+            return self._done(step, replace(line, state="Cached"), artifact)
+        why = None if artifact is UNKNOWN else self._why(step, child)
+        if why is None:
+            return self._unknown(line)
+        if line.ended == child.uid and line.state != "Failed":
             self.found.delete.append(child)  # a retry of this run was asked for, and that one has given up
             return self._hold(line, "another run's failed child is being removed")
-        if child.phase == "Failed":
-            sentence = (
-                f"another run failed to make it ({child.message or child.reason}); see it, then retry this"
-            )
+        if self._is_final(step, child, why) and why.exit_code != 66:
+            sentence = f"another run failed to make it ({why.sentence}); see it, then retry this"
             return self._fail(replace(line, ended=child.uid), None, sentence)
+        return self._take_over(line, child, why)
+
+    def _take_over(self, line: Line, child: Child, why: Cause) -> Observed:
+        """Another run's attempt came to nothing: it is tried again by its owner, or after a while by us."""
         self.found.shared.append(child.name)
-        return self._hold(line, "another run is making the same artifact")
+        left = (child.ended or child.created) + OWNERS_SECONDS - self.now
+        if left <= 0:
+            self.found.delete.append(child)
+            return self._hold(line, "another run's attempt came to nothing and is being removed")
+        self.found.again.append(left + 0.05)
+        return self._hold(line, f"another run's attempt came to nothing ({why.sentence}); it is tried again")
 
     def _own(self, step: Step, line: Line, child: Child) -> Observed:
         if child.phase in ("Active", "Waiting"):
@@ -206,10 +221,17 @@ class Scanner:
         counted = line.counted(why.kind, child.uid)
         if why.exit_code == 66 and not line.replanned:
             return self._replan(step, counted, why)
-        if why.kind == "bug" or (child.kind == "Job" and child.reason in SPENT and step.stage != "fuse"):
+        if self._is_final(step, child, why):
+            made = self._fail(counted, why.exit_code, why.sentence)
+        else:
+            made = self._again(counted, why.kind, why.sentence, child.ended or self.now)
+        if made.state is State.FAILED:
             self.found.keep.append(child)
-            return self._fail(counted, why.exit_code, why.sentence)
-        return self._again(counted, why.kind, why.sentence, child.ended or self.now)
+        return made
+
+    def _is_final(self, step: Step, child: Child, why: Cause) -> bool:
+        """A bug, or a Job that has tried as often as it may; a training is tried by the operator alone."""
+        return why.kind == "bug" or (child.kind == "Job" and child.reason in SPENT and step.stage != "fuse")
 
     def _why(self, step: Step, child: Child) -> Cause | None:
         if child.phase == "Complete":
