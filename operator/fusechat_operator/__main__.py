@@ -27,7 +27,8 @@ log = logging.getLogger("fusechat")
 def main() -> int:
     """Run one replica; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for name in ("kopf", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         told = settings.read(os.environ)
     except ValueError as error:

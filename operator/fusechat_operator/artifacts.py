@@ -33,6 +33,8 @@ class Artifacts:
         self.store = (
             Store(told.uri, endpoint=told.endpoint, region=told.region, attempts=ATTEMPTS) if told else None
         )
+        if self.store:
+            _ = self.store.client  # once, before many threads would each make their own
         self._pool = ThreadPoolExecutor(settings.store_threads, thread_name_prefix="store")
         self._known: OrderedDict[str, Artifact] = OrderedDict()
 

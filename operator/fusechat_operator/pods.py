@@ -52,22 +52,23 @@ class Place:
     region: str | None = None
     secret: str | None = None
     service_account: str | None = None
-    default: bool = True
 
 
 def place(run: FusionRun, store: DefaultStore | None) -> Place:
-    """The run's own storage, else the cluster's. ValueError where there is neither."""
+    """The cluster's default store, with the run's own way in if it has one. ValueError for another store."""
     own = run.spec.storage
-    secret = own.secret_ref.name if own.secret_ref else None
-    if own.uri and (store is None or own.uri.rstrip("/") != store.uri or secret or own.endpoint):
-        return Place(own.uri.rstrip("/"), own.endpoint, own.region, secret, own.service_account_name, False)
     if store is None:
         raise ValueError(
-            "spec.storage.uri is not set and this cluster has no default store; "
-            "set it to s3://bucket/prefix, with a Secret under storage.secretRef"
+            "this cluster has no default store for artifacts; whoever runs it sets one in the chart (store.uri)"
         )
+    if (own.uri or store.uri).rstrip("/") != store.uri or (own.endpoint or store.endpoint) != store.endpoint:
+        raise ValueError(
+            f"spec.storage names {own.uri} at {own.endpoint or 'AWS'}, and this operator looks into its default "
+            f"store only ({store.uri} at {store.endpoint or 'AWS'}); leave uri and endpoint out"
+        )
+    secret = own.secret_ref.name if own.secret_ref else store.secret
     account = own.service_account_name or store.service_account
-    return Place(store.uri, store.endpoint, store.region, secret or store.secret, account)
+    return Place(store.uri, store.endpoint, store.region, secret, account)
 
 
 def asked(run: FusionRun, step: Step) -> tuple[Resources, Scratch | None]:
@@ -133,6 +134,7 @@ def template(
         naming.CHILD: child,
     }
     annotations = {
+        **settings.pod_annotations,
         "kubectl.kubernetes.io/default-container": container,
         "sidecar.istio.io/inject": "false",  # a sidecar that never ends keeps a Job from ending
     }

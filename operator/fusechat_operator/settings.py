@@ -36,6 +36,7 @@ class Settings:
     images: Mapping[str, str] = field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
     image_pull_policy: str = "IfNotPresent"
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
     namespaces: tuple[str, ...] = ()
     cluster: str = "cluster"
     store: DefaultStore | None = None
@@ -65,6 +66,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         images=_images(environ),
         image_pull_secrets=_names(environ, "FUSECHAT_IMAGE_PULL_SECRETS"),
         image_pull_policy=environ.get("FUSECHAT_IMAGE_PULL_POLICY") or "IfNotPresent",
+        pod_annotations=_texts(environ, "FUSECHAT_POD_ANNOTATIONS"),
         namespaces=_names(environ, "FUSECHAT_WATCH_NAMESPACES"),
         cluster=environ.get("FUSECHAT_CLUSTER") or "cluster",
         store=_store(environ),
@@ -111,16 +113,24 @@ def _names(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def _images(environ: Mapping[str, str]) -> dict[str, str]:
-    text = environ.get("FUSECHAT_IMAGES") or "{}"
+    found = _texts(environ, "FUSECHAT_IMAGES")
+    if unknown := sorted(set(found) - set(STAGES)):
+        raise ValueError(
+            f"FUSECHAT_IMAGES: expected images by stage ({', '.join(STAGES)}), got {', '.join(unknown)}"
+        )
+    return {stage: image for stage, image in found.items() if image}
+
+
+def _texts(environ: Mapping[str, str], name: str) -> dict[str, str]:
+    """A JSON object of texts."""
+    text = environ.get(name) or "{}"
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"FUSECHAT_IMAGES: expected a JSON object, got {text[:80]!r} ({error})") from error
-    if not isinstance(found, dict) or set(found) - set(STAGES):
-        raise ValueError(
-            f"FUSECHAT_IMAGES: expected images by stage ({', '.join(STAGES)}), got {text[:80]!r}"
-        )
-    return {str(stage): str(image) for stage, image in found.items() if image}
+        raise ValueError(f"{name}: expected a JSON object, got {text[:80]!r} ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{name}: expected a JSON object of texts, got {text[:80]!r}")
+    return found
 
 
 def _store(environ: Mapping[str, str]) -> DefaultStore | None:
