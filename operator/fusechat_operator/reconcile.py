@@ -278,7 +278,7 @@ class _Pass:
             wanted = names.get(child.name)
             if wanted and child.phase == "Failed":
                 ended[wanted] = child.uid
-            elif not wanted and not child.terminating:
+            elif not wanted and not child.terminating and _stays(child):
                 self.delete.append(child)
         lines = {
             step.name: Line(step.name, "Pending", ended=ended.get(step.name, ""))
@@ -286,7 +286,11 @@ class _Pass:
             else Line(step.name, "Cached")
             for step in work.plan.steps
         }
-        self.memory = replace(self.memory, lines=lines, generation=self.generation, details={})
+        ended = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
+        started = "" if ended else self.memory.started  # what had ended begins anew, and so does its deadline
+        self.memory = replace(
+            self.memory, lines=lines, generation=self.generation, details={}, started=started
+        )
         addresses = sorted({str(s.address) for s in work.plan.steps if s.address})
         refs = {"addresses": addresses, "run": work.plan.run, "at": self.now}
         self.documents[f"refs/{self.settings.cluster}/{self.uid}.json"] = refs
@@ -436,28 +440,32 @@ class _Pass:
         own = self.look("own", self.uid)
         if own is UNKNOWN:
             return self._asking()
-        self.delete += [c for c in own if not c.terminating and not status.finished(c)]
-        return self._end(work, self._remembered(work.plan), Verdict("Stalled", "DeadlineExceeded", sentence))
+        scan, _ = self._stopped(work, own)
+        return self._end(work, scan, Verdict("Stalled", "DeadlineExceeded", sentence))
 
     def _suspend(self, work: jobs.Work) -> Decision:
         """Active children are deleted with grace: fuse saves a checkpoint. Nothing finished is touched."""
         own = self.look("own", self.uid)
         if own is UNKNOWN:
             return self._asking()
+        scan, active = self._stopped(work, own)
+        if active:
+            scan.again.append(5.0)
+        stopping = f"; {active} children are saving and stopping" if active else ""
+        message = f"suspended by spec.suspend{stopping}; set it to false to go on"
+        return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
+
+    def _stopped(self, work: jobs.Work, own: list[Child]) -> tuple[Scan, int]:
+        """All active children are deleted with grace, and how they end counts for nothing; how many there are."""
         active = {c.name: c for c in own if not status.finished(c)}
         self.delete += [c for c in active.values() if not c.terminating]
         scan = self._remembered(work.plan)
         for step in work.plan.steps:
             child = active.get(jobs.name_of(step, self.place)) if step.address else None
             if child:
-                line = scan.lines[step.name]
-                scan.lines[step.name] = replace(line, state="Waiting", ended=child.uid)
-                scan.waits[step.name] = "suspended"
-        if active:
-            scan.again.append(5.0)
-        stopping = f"; {len(active)} children are saving and stopping" if active else ""
-        message = f"suspended by spec.suspend{stopping}; set it to false to go on"
-        return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
+                scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting", ended=child.uid)
+                scan.waits[step.name] = "stopped with its run"
+        return scan, len(active)
 
     def _remembered(self, made: Plan) -> Scan:
         return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})
@@ -506,6 +514,11 @@ class _Pass:
             shared=tuple(scan.shared),
             active=tuple(n for n, line in scan.lines.items() if line.state == "Running"),
         )
+
+
+def _stays(child: Child) -> bool:
+    """Whether a child does not go by itself: what ended well does, but for a TrainJob."""
+    return child.phase != "Complete" or child.kind == "TrainJob"
 
 
 def _events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, str]) -> tuple[Event, ...]:

@@ -57,6 +57,7 @@ class Scanner:
         self.work, self.memory, self.look, self.now = work, memory, look, now
         self.uid = str(work.object["metadata"]["uid"])
         self.found = Scan()
+        self.stale: set[str] = set()
 
     def scan(self, steps: Sequence[Step]) -> Scan:
         for step in steps:
@@ -70,6 +71,9 @@ class Scanner:
     def _step(self, step: Step, line: Line) -> Observed:
         if line.done:
             return self._published(step, line)
+        if step.name in self.stale:
+            self.found.again.append(0.05)
+            return self._hold(line, "it was made of other bytes than its inputs have now, and is made anew")
         if step.address is None or not self._inputs_are_there(step):
             return self._set(replace(line, state="Failed" if line.state == "Failed" else "Pending"))
         child = self.look(
@@ -294,15 +298,20 @@ class Scanner:
         return Observed(State.CACHED if line.state == "Cached" else State.DONE, artifact.metrics)
 
     def _mark_stale(self, step: Step, fresh: Artifact) -> None:
-        """Hits that were made of other bytes of this step than it has now are made anew."""
+        """Hits that were made of other bytes of this step than it has now are made anew.
+
+        The status says so before the next look sets the artifact aside: else a crash in between would leave a
+        hit in the status that is not in the store.
+        """
         for successor in self.work.plan.successors(step.name):
             known = self.memory.lines.get(successor.name)
             if known is None or known.state != "Cached":
                 continue
             hit = self.look("metrics", str(successor.address))
             if isinstance(hit, Artifact) and _differs(hit, step, fresh):
-                stale = replace(known, state="Pending")
+                stale = replace(known, state="Waiting")
                 self.memory = replace(self.memory, lines={**self.memory.lines, successor.name: stale})
+                self.stale.add(successor.name)
 
     def _is_stale(self, step: Step, hit: Artifact) -> bool:
         for name in dict.fromkeys(step.inputs.values()):

@@ -65,8 +65,9 @@ def render(
     done = sum(line.done for line in lines)
     cached = sum(line.state == "Cached" for line in lines)
     active = [step for step in work.plan.steps if scan.lines[step.name].state == "Running"]
-    old = {key: work.object.get("status", {}).get(key) for key in ("scores", "model", "report", "finished")}
     ended = verdict.state in ("Succeeded", "Stalled")
+    results = ("scores", "model", "report") if verdict.state != "Succeeded" else ()
+    old = {key: work.object.get("status", {}).get(key) for key in (*results, "finished")}
     made: dict[str, Any] = {
         "observedGeneration": generation(work),
         "conditions": conditions(memory, verdict, generation(work), extras.unpinned, now),
@@ -77,9 +78,9 @@ def render(
         "details": _details(work, memory, scan, extras),
         "plan": dict(frozen),
         "launcher": extras.launcher or memory.launcher or None,
-        "model": extras.model or old["model"],
-        "report": extras.report or old["report"],
-        "scores": list(extras.scores) or old["scores"],
+        "model": extras.model or old.get("model"),
+        "report": extras.report or old.get("report"),
+        "scores": list(extras.scores) or old.get("scores"),
         "gpuSeconds": round(memory.gpu_seconds + scan.gpu_seconds, 1) or None,
         "lastRetry": memory.last_retry or None,
         "started": memory.started or timestamp(now),
