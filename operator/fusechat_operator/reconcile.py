@@ -286,8 +286,8 @@ class _Pass:
             else Line(step.name, "Cached")
             for step in work.plan.steps
         }
-        ended = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
-        started = "" if ended else self.memory.started  # what had ended begins anew, and so does its deadline
+        was_over = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
+        started = "" if was_over else self.memory.started  # what had ended begins anew, with all of its deadline
         self.memory = replace(
             self.memory, lines=lines, generation=self.generation, details={}, started=started
         )
