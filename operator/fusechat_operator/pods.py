@@ -58,12 +58,10 @@ def place(run: FusionRun, store: DefaultStore | None) -> Place:
     """The cluster's default store, with the run's own way in if it has one. ValueError for another store."""
     own = run.spec.storage
     if store is None:
-        raise ValueError(
-            "this cluster has no default store for artifacts; whoever runs it sets one in the chart (store.uri)"
-        )
+        raise ValueError("this cluster has no default store for artifacts; the chart sets one (store.uri)")
     if (own.uri or store.uri).rstrip("/") != store.uri or (own.endpoint or store.endpoint) != store.endpoint:
         raise ValueError(
-            f"spec.storage names {own.uri} at {own.endpoint or 'AWS'}, and this operator looks into its default "
+            f"spec.storage names {own.uri} at {own.endpoint or 'AWS'}, and this operator reads its own "
             f"store only ({store.uri} at {store.endpoint or 'AWS'}); leave uri and endpoint out"
         )
     secret = own.secret_ref.name if own.secret_ref else store.secret
