@@ -32,13 +32,14 @@ check: $(READY) ## style, types, layers, and that generated files are up to date
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory verify
 
-generate: $(READY) ## write crds/ and docs/reference.md from core/fusechat/spec.py
-	$(BIN)/python -m fusechat.crd crds docs
+generate: $(READY) ## write the CRD (crds/, the chart) and docs/reference.md from core/fusechat/spec.py
+	$(BIN)/python -m fusechat.crd crds charts/fusechat/crds docs
 
 verify: $(READY) ## fail when generated files differ from what `make generate` writes
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && mkdir "$$folder/crds" "$$folder/docs" \
 	  && $(BIN)/python -m fusechat.crd "$$folder/crds" "$$folder/docs" \
-	  && diff -r crds "$$folder/crds" && diff docs/reference.md "$$folder/docs/reference.md" \
+	  && diff -r crds "$$folder/crds" && diff -r charts/fusechat/crds "$$folder/crds" \
+	  && diff docs/reference.md "$$folder/docs/reference.md" \
 	  && echo "generated files are up to date"
 
 bench: $(READY) ## run every benchmark and write benchmarks/results.md (long; QUICK=1 for a smoke run)

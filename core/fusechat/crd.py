@@ -1,4 +1,4 @@
-"""The FusionRun CRD, made of spec.py; `python -m fusechat.crd crds docs` writes it and its reference page.
+"""The FusionRun CRD, made of spec.py; `python -m fusechat.crd FOLDER ... docs` writes it and its page.
 
 Pure but for `main`. Called by `make generate`, the chart and the tests. The schema is structural, every text,
 list and map in it is bounded, and the rules of spec_rules.py stand in it as CEL. Knows no field by name but
@@ -187,11 +187,12 @@ def crd_yaml() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the CRD into the first folder and reference.md into the second."""
-    if len(arguments) != 2:
-        raise SystemExit("usage: python -m fusechat.crd CRDS_FOLDER DOCS_FOLDER")
-    crds, docs = map(Path, arguments)
-    (crds / FILE_NAME).write_text(crd_yaml(), encoding="utf-8")
+    """Write reference.md into the last folder and the CRD into each of the others."""
+    if len(arguments) < 2:
+        raise SystemExit("usage: python -m fusechat.crd CRDS_FOLDER [CRDS_FOLDER ...] DOCS_FOLDER")
+    *folders, docs = map(Path, arguments)
+    for folder in folders:
+        (folder / FILE_NAME).write_text(crd_yaml(), encoding="utf-8")
     (docs / "reference.md").write_text(reference.page(), encoding="utf-8")
 
 

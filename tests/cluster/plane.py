@@ -160,7 +160,8 @@ def running_plane(
             with Stagehand(kubeconfig, store) as hand:
                 plane = Plane(kubeconfig, s3, store, hand, folder)
                 plane.kubectl("apply", "-f", str(CHECKOUT / "crds"))
-                plane.kubectl("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
+                asked = ("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
+                plane.wait("the CRD", lambda: "condition met" in plane.kubectl(*asked, check=False))
                 yield plane
     finally:
         if not given:
