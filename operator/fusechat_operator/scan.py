@@ -137,7 +137,7 @@ class Scanner:
             self.found.shared.append(child.name)
             return self._hold(line, "another run is making the same artifact")
         artifact = self.look("artifact", str(step.address))
-        if isinstance(artifact, Artifact):
+        if isinstance(artifact, Artifact) and not self._is_stale(step, artifact):
             return self._done(step, replace(line, state="Cached"), artifact)
         why = None if artifact is UNKNOWN else self._why(step, child)
         if why is None:
@@ -172,6 +172,9 @@ class Scanner:
         if artifact is UNKNOWN:
             return self._unknown(line)
         if isinstance(artifact, Artifact):
+            if self._is_stale(step, artifact):
+                self.found.delete.append(child)
+                return self._hold(line, "its old child is being removed")
             self._count_gpu_seconds(child)
             return self._done(step, replace(line, state="Succeeded"), artifact)
         if line.ended != child.uid:
@@ -268,9 +271,9 @@ class Scanner:
         due = (child.ended or child.created) + _pause(kind, getattr(line, kind))
         if line.state == "Waiting" and due > self.now and not line.bug:
             self.found.again.append(due - self.now + 0.05)
-            return self._hold(
-                line, self.memory.details.get(line.name, {}).get("message", "it is tried again")
-            )
+            told = str(self.memory.details.get(line.name, {}).get("message", "it is tried again"))
+            self.found.problems[line.name] = told
+            return self._hold(line, told)
         self.found.delete.append(child)
         return self._hold(line, "its last attempt is being cleared away")
 
