@@ -30,7 +30,11 @@ MODES = {WIDE: {}, NARROW: {"watchNamespaces": [WATCHED], "rbac": {"aggregate": 
 """Two installations: one watches all namespaces, one only WATCHED and its own."""
 
 
-def values(mode: str) -> Object:
+def has_trainer(plane: Plane) -> bool:
+    return bool(plane.kubectl("api-resources", "--api-group=trainer.kubeflow.org", "--no-headers"))
+
+
+def values(mode: str, trainer: bool) -> Object:
     health, metrics = free_ports(2)
     store = {"uri": BUCKET_PREFIX, "endpoint": os.environ["AWS_ENDPOINT_URL_S3"]}
     return {
@@ -38,7 +42,7 @@ def values(mode: str) -> Object:
         "fullnameOverride": mode,
         "store": store,
         "stages": {"scratchRequests": False},
-        "trainer": {"runtime": mode == WIDE, "runtimeName": WIDE},
+        "trainer": {"runtime": trainer and mode == WIDE, "runtimeName": WIDE},
         "tuning": {"pollSeconds": 5, "queueSeconds": 4, "leaseSeconds": 7},
         "ports": {"health": health, "metrics": metrics},
     }
@@ -55,7 +59,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 @pytest.fixture(scope="module")
 def installed(plane: Plane) -> Iterator[dict[str, list[Object]]]:
     """Both installations, by `helm template | kubectl apply`; what was applied."""
-    made = {mode: render(values(mode), "--include-crds", namespace=mode) for mode in MODES}
+    told = {mode: values(mode, has_trainer(plane)) for mode in MODES}
+    made = {mode: render(told[mode], "--include-crds", namespace=mode) for mode in MODES}
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     for name in (WIDE, NARROW, WATCHED, ELSEWHERE):
         plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforced}})
@@ -124,7 +129,6 @@ CAN = """
     watch  jobs.batch *
     update fusionruns.fusechat.io runs status
     create jobs.batch runs
-    delete trainjobs.trainer.kubeflow.org runs
     create services runs
     list   pods runs
     patch  events runs
@@ -146,7 +150,6 @@ CANNOT = """
     delete services runs
     update jobs.batch runs
     deletecollection jobs.batch runs
-    patch  trainjobs.trainer.kubeflow.org runs
     create serviceaccounts runs token
     update leases.coordination.k8s.io/fusechat-operator runs
     update leases.coordination.k8s.io/another own
@@ -216,7 +219,7 @@ def pods_of(plane: Plane, namespace: str, step: str) -> list[Object]:
 
 @pytest.mark.parametrize("operator", [WIDE], indirect=True)
 def test_an_operator_of_all_namespaces_carries_a_run_to_its_end_through_a_trainjob(plane, operator):
-    if not plane.kubectl("api-resources", "--api-group=trainer.kubeflow.org", "--no-headers"):
+    if not has_trainer(plane):
         missing("the cluster has no Kubeflow Trainer")
     plane.apply(a_run("wide", 1, ELSEWHERE, pinned=False, launcher="TrainJob"))
     status = plane.until("wide", namespace=ELSEWHERE)
@@ -273,7 +276,7 @@ def test_helm_installs_upgrades_and_uninstalls_it_and_leaves_the_runs(plane, ins
     told = ("fusechat", str(CHART), "--set=rbac.aggregate=false", f"--set=watchNamespaces={{{BY_HELM}}}")
     assert "kubectl apply -n NAMESPACE -f fusionrun.yaml" in run("install", *told, "--create-namespace")
     assert len(there()) == 8
-    if plane.kubectl("api-resources", "--api-group=trainer.kubeflow.org", "--no-headers"):
+    if has_trainer(plane):
         assert plane.get("clustertrainingruntime", "fusechat")
     plane.apply(a_run("kept", namespace=BY_HELM, suspend=True))
     generation = plane.get("deployment", "fusechat", BY_HELM)["metadata"]["generation"]

@@ -81,33 +81,33 @@ def test_the_operators_own_credentials_come_from_a_secret_of_its_namespace():
 # wrong values
 
 WRONG = [
-    ({"replicas": "two"}, "'/replicas': got string, want integer"),
-    ({"replica": 2}, "additional properties 'replica' not allowed"),
-    ({"store": {"url": "s3://fuse"}}, "'/store': additional properties 'url' not allowed"),
-    ({"store": {"uri": "https://fuse"}}, "'/store/uri': 'https://fuse' does not match"),
-    ({"store": {"endpoint": "s3.example.com"}}, "'/store/endpoint': 's3.example.com' does not match"),
-    ({"watchNamespaces": ["Team_A"]}, "'/watchNamespaces/0': 'Team_A' does not match"),
-    ({"watchNamespaces": "team-a"}, "'/watchNamespaces': got string, want array"),
-    ({"image": {"digest": "abc"}}, "'/image/digest': 'abc' does not match"),
-    ({"image": {"pullPolicy": "Sometimes"}}, "value must be one of 'IfNotPresent', 'Always', 'Never'"),
-    ({"stages": {"images": {"train": "x"}}}, "additional properties 'train' not allowed"),
-    ({"stages": {"runAs": 0}}, "'/stages/runAs': minimum: got 0, want 1"),
-    ({"trainer": {"runtime": "maybe"}}, "'/trainer/runtime': value must be one of 'auto', true, false"),
-    ({"tuning": {"leaseSeconds": 1}}, "'/tuning/leaseSeconds': minimum: got 1, want 5"),
-    ({"ports": {"health": 80}}, "'/ports/health': minimum: got 80, want 1,024"),
+    ({"replicas": "two"}, "replicas", "integer"),
+    ({"replica": 2}, "replica", "not allowed"),
+    ({"store": {"url": "s3://fuse"}}, "store", "url", "not allowed"),
+    ({"store": {"uri": "https://fuse"}}, "store.uri", "does not match"),
+    ({"store": {"endpoint": "s3.example.com"}}, "store.endpoint", "does not match"),
+    ({"watchNamespaces": ["Team_A"]}, "watchNamespaces.0", "does not match"),
+    ({"watchNamespaces": "team-a"}, "watchNamespaces", "array"),
+    ({"image": {"digest": "abc"}}, "image.digest", "does not match"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "image.pullPolicy", "IfNotPresent", "Always", "Never"),
+    ({"stages": {"images": {"train": "x"}}}, "stages.images", "train", "not allowed"),
+    ({"stages": {"runAs": 0}}, "stages.runAs", "1"),
+    ({"trainer": {"runtime": "maybe"}}, "trainer.runtime", "auto", "true", "false"),
+    ({"tuning": {"leaseSeconds": 1}}, "tuning.leaseSeconds", "5"),
+    ({"ports": {"health": 80}}, "ports.health", "1024"),
     ({"ports": {"health": 9090}}, "ports.health and ports.metrics are the same"),
     ({"metrics": {"service": False, "serviceMonitor": {"enabled": True}}}, "needs metrics.service"),
-    (
-        {"extraEnv": [{"name": "FUSECHAT_STORE", "value": "s3://x"}]},
-        "FUSECHAT_STORE is the chart's own variable",
-    ),
+    ({"extraEnv": [{"name": "FUSECHAT_STORE", "value": "x"}]}, "FUSECHAT_STORE is the chart's own variable"),
 ]
 
 
-@pytest.mark.parametrize(("values", "words"), WRONG, ids=[words for _, words in WRONG])
+@pytest.mark.parametrize(("values", "words"), [(v, w) for v, *w in WRONG], ids=[w[1] for w in WRONG])
 def test_a_wrong_value_is_refused_in_words(values, words):
-    with pytest.raises(Refused, match=re.escape(words)):
+    with pytest.raises(Refused) as refused:
         render(values)
+    # helm 4 says "at '/ports/health': minimum: got 80, want 1,024", helm 3 the same in its own words
+    said = str(refused.value).replace("/", ".").replace(",", "").lower()
+    assert [word for word in words if word.lower() not in said] == []
 
 
 def test_the_schema_has_every_value_and_the_values_every_field_of_the_schema():
