@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,8 +141,18 @@ def _check_machine() -> None:
 
 def _down(kube: Path) -> None:
     if (kube / "state.json").exists():
+        left = _pod_networks(kube)
         cluster_run("down", str(kube))
+        for name in left:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     shutil.rmtree(kube, ignore_errors=True)
+
+
+def _pod_networks(kube: Path) -> list[str]:
+    """The network namespaces of Pods that still run, which nobody removes once their kubelet is gone."""
+    netns = json.loads((kube / "state.json").read_text()).get("netns", "")
+    links = subprocess.run(["ip", "-n", netns, "-o", "link"], capture_output=True, text=True).stdout
+    return re.findall(r"link-netns (cni-[0-9a-f-]+)", links)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ Used by the fixtures of conftest. With KUBECONFIG set the cluster is yours and h
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,7 +140,13 @@ def cluster_script() -> Path:
 
 
 def cluster_run(*words: str) -> None:
-    """Run cluster.py; its own words where it fails."""
+    """Run cluster.py, one at a time (clusters share binaries and certificates); its words where it fails."""
+    with (Path(tempfile.gettempdir()) / "fusechat-cluster.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _cluster_run(*words)
+
+
+def _cluster_run(*words: str) -> None:
     done = subprocess.run([sys.executable, str(cluster_script()), *words], capture_output=True, text=True)
     assert done.returncode == 0, f"cluster.py {' '.join(words)}: {done.stderr}{done.stdout}"
 
