@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from prometheus_client import start_http_server
 
@@ -49,10 +50,14 @@ async def _replica(told: settings.Settings) -> int:
     heartbeat = Heartbeat(cluster, told)
     health = await serve(heartbeat, told.health_port)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    def obey_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    obey_signals()
     waiting = asyncio.create_task(stop.wait())
-    leading = asyncio.create_task(_lead(cluster, told, metrics, heartbeat))
+    leading = asyncio.create_task(_lead(cluster, told, metrics, heartbeat, obey_signals))
     await asyncio.wait({waiting, leading}, return_when=asyncio.FIRST_COMPLETED)
     if leading.done() and not leading.result():
         log.error("the Lease was lost; another replica leads")
@@ -65,7 +70,13 @@ async def _replica(told: settings.Settings) -> int:
     return 0
 
 
-async def _lead(cluster: Cluster, told: settings.Settings, metrics: Metrics, heartbeat: Heartbeat) -> bool:
+async def _lead(
+    cluster: Cluster,
+    told: settings.Settings,
+    metrics: Metrics,
+    heartbeat: Heartbeat,
+    obey_signals: Callable[[], None],
+) -> bool:
     engine = Engine(cluster, Artifacts(told), told, metrics)
 
     async def work() -> None:
@@ -74,11 +85,13 @@ async def _lead(cluster: Cluster, told: settings.Settings, metrics: Metrics, hea
         metrics.leader.set(1)
         log.info("leading as %s", told.identity)
         async with asyncio.TaskGroup() as group:
-            working = group.create_task(engine.run())
-            beating = group.create_task(heartbeat.beat())
-            await handlers.watch(engine, heartbeat, told)
-            working.cancel()
-            beating.cancel()
+            others = [group.create_task(engine.run()), group.create_task(heartbeat.beat())]
+            watches = asyncio.Event()
+            # All tasks are cancelled together: kopf waits 5 s for whatever tasks it finds when it ends.
+            watching = group.create_task(handlers.watch(engine, heartbeat, told, watches))
+            watching.add_done_callback(lambda _: [other.cancel() for other in others])
+            await watches.wait()
+            obey_signals()  # kopf has taken the signals for itself
 
     return await lease.lead(cluster, told, work, heartbeat.lease_was_read)
 

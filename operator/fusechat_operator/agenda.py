@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 
 Work = Callable[[Hashable], Awaitable[None]]
 
@@ -55,10 +56,9 @@ class Agenda:
             if isinstance(pause, tuple):
                 return pause[0]
             self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), pause)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):  # wait_for may lose a cancellation
+                    await self._news.wait()
 
     def _pause(self) -> tuple[Hashable] | float | None:
         """A key that is due (in a tuple), else seconds until one is; None if nothing is planned."""

@@ -6,6 +6,7 @@ vanished.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import kopf
@@ -57,12 +58,13 @@ def settings(told: Settings) -> kopf.OperatorSettings:
     return made
 
 
-async def watch(engine: Engine, heartbeat: Heartbeat, told: Settings) -> None:
-    """Watch until SIGTERM or SIGINT comes."""
+async def watch(engine: Engine, heartbeat: Heartbeat, told: Settings, begun: asyncio.Event) -> None:
+    """Watch until cancelled; `begun` is set when kopf is at work."""
     await kopf.operator(
         registry=registry(engine, heartbeat),
         settings=settings(told),
         standalone=True,
+        ready_flag=begun,
         clusterwide=not told.namespaces,
         namespaces=[*told.namespaces, told.namespace] if told.namespaces else [],
     )

@@ -97,11 +97,13 @@ async def lead(
 ) -> bool:
     """Wait for the Lease, then work while it is held. True if the work ended, False if the Lease was lost.
 
-    `read` is called whenever the Lease was read.
+    `read` is called whenever the Lease was read. Cancelled, it ends when the work has ended.
     """
     done = asyncio.Event()
+    works: list[asyncio.Task[None] | None] = []
 
     async def leading() -> None:
+        works.append(asyncio.current_task())
         try:
             await work()
         finally:
@@ -115,7 +117,14 @@ async def lead(
     election = LeaderElection(Config(lock, duration, duration * 2 // 3, max(1, duration // 7), leading, lost))
     held = asyncio.create_task(election.run())
     ended = asyncio.create_task(done.wait())
-    await asyncio.wait({held, ended}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait({held, ended}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        stopping = [held, ended, *filter(None, works)]
+        for each in stopping:
+            each.cancel()
+        await asyncio.gather(*stopping, return_exceptions=True)
+        raise
     if not ended.done():
         ended.cancel()
         return False
