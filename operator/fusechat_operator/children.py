@@ -20,7 +20,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Child:
-    """One child object. Times are seconds since 1970; Waiting means that it is suspended by a queue."""
+    """One child object. Times are seconds since 1970; Waiting means that it is suspended, by its queue."""
 
     kind: str
     name: str
@@ -39,7 +39,13 @@ class Child:
     ready: int = 0
     succeeded: int = 0
     gpus: int = 0
-    queued: bool = False
+    queue: str = ""
+    held: float | None = None
+
+    @property
+    def since(self) -> float:
+        """When it was made, begun, suspended or resumed, whatever came last."""
+        return max(self.created, self.started or 0.0, self.held or 0.0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ def _common(found: Object) -> dict[str, Any]:
         "terminating": "deletionTimestamp" in meta,
         "created": seconds(meta.get("creationTimestamp")) or 0.0,
         "gpus": int(annotations.get(naming.GPUS, 0)),
-        "queued": naming.QUEUE in meta.get("labels", {}),
+        "queue": meta.get("labels", {}).get(naming.QUEUE, ""),
+        "held": _held(found),
     }
 
 
@@ -89,6 +96,12 @@ def _conditions(found: Object) -> dict[str, Object]:
     """The conditions that are true, by type."""
     listed = found.get("status", {}).get("conditions") or ()
     return {c["type"]: c for c in listed if c["status"] == "True"}
+
+
+def _held(found: Object) -> float | None:
+    """When it was last suspended or resumed."""
+    listed = found.get("status", {}).get("conditions") or ()
+    return next((seconds(c.get("lastTransitionTime")) for c in listed if c["type"] == "Suspended"), None)
 
 
 def _ended(condition: Object) -> dict[str, Any]:

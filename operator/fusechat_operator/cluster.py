@@ -20,6 +20,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from fusechat_operator import naming
 from fusechat_operator.children import Child, Pod, child, pod
+from fusechat_operator.workloads import NO_KUEUE, UNSEEN, Queued, queued
 
 RUNS = "/apis/fusechat.io/v1alpha1"
 TIMEOUT_SECONDS = 20.0
@@ -57,6 +58,7 @@ class Cluster:
         self.api, self._limiter = api, Limiter(qps, burst)
         self.counted: Callable[[str, str], None] = lambda method, what: None
         self._launchers: tuple[float, tuple[str, ...]] = (0.0, ())
+        self._kueue_known = (0.0, "")
 
     @classmethod
     async def connect(cls, qps: float, burst: int) -> Cluster:
@@ -139,10 +141,11 @@ class Cluster:
         found = await self._get(f"{_path(kind, namespace)}/{quote(name)}")
         return child({"kind": kind, **found}) if found else None
 
-    async def own(self, namespace: str, uid: str) -> list[Child]:
-        """All children of a run, whatever launches them."""
+    async def own(self, namespace: str, key: str) -> list[Child]:
+        """All children of a run by its uid, whatever launches them; of `uid/Kind` those of one kind."""
+        uid, _, only = key.partition("/")
         found: list[Child] = []
-        for kind in await self.kinds():
+        for kind in [only] if only else await self.kinds():
             query = {"labelSelector": f"{naming.UID}={uid}"}
             listed = await self.request("GET", _path(kind, namespace), query=query)
             found += [child({"kind": kind, **item}) for item in listed["items"]]
@@ -154,21 +157,28 @@ class Cluster:
         listed = await self.request("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
         return [pod(item) for item in listed["items"]]
 
-    async def workload(self, namespace: str, uid: str) -> str | None:
-        """Why Kueue lets a child wait ("" if it does not say), or None if Kueue does not know the child."""
-        path = f"/apis/kueue.x-k8s.io/{await self._kueue()}/namespaces/{namespace}/workloads"
+    async def workload(self, namespace: str, uid: str) -> Queued:
+        """How a child stands with Kueue, if there is one."""
+        version = await self._kueue()
+        if not version:
+            return NO_KUEUE
+        path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{namespace}/workloads"
         try:
             listed = await self.request("GET", path, query={"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"})
         except ApiRefusal as error:
-            if error.status in (403, 404):
-                return None
-            raise
-        items = listed["items"]
-        return _waiting_for(items[0]) if items else None
+            if error.status != 404:
+                raise
+            return NO_KUEUE
+        return queued(listed["items"][0]) if listed["items"] else UNSEEN
 
     async def _kueue(self) -> str:
+        """Kueue's API version, "" where it is not installed; a known one is looked up once a minute."""
+        at, known = self._kueue_known
+        if known and time.monotonic() - at < 60:
+            return known
         found = await self._get("/apis/kueue.x-k8s.io")
-        return str(found["preferredVersion"]["version"]) if found else "v1beta1"
+        self._kueue_known = (time.monotonic(), str(found["preferredVersion"]["version"]) if found else "")
+        return self._kueue_known[1]
 
     async def create(self, manifest: Mapping[str, Any]) -> None:
         """Create a child or its Service. That it is there already is no error; all else is an ApiRefusal."""
@@ -280,12 +290,3 @@ def _refusal(status: int, data: bytes) -> ApiRefusal:
         return ApiRefusal(status, str(told.get("reason", "")), str(told.get("message", "")))
     except ValueError:
         return ApiRefusal(status, "", data[:200].decode(errors="replace"))
-
-
-def _waiting_for(workload: Mapping[str, Any]) -> str:
-    for condition in workload.get("status", {}).get("conditions") or ():
-        if condition["type"] == "QuotaReserved" and condition["status"] == "False":
-            return f"waits for quota: {condition.get('message', '')}"
-        if condition["type"] == "Evicted" and condition["status"] == "True":
-            return f"was evicted by its queue: {condition.get('message', '')}"
-    return ""

@@ -166,16 +166,21 @@ class Engine:
     async def _create(self, key: Key, decision: Decision) -> bool:
         """Whether the API server took every child; what it refused is remembered for the next look."""
         taken = True
-        for manifest in decision.create:
+        for place, manifest in enumerate(decision.create):
             try:
                 await self.cluster.create(manifest)
                 self.metrics.created.labels(manifest["kind"]).inc()
             except ApiRefusal as error:
-                if error.status not in (400, 403, 422):
+                away = error.status >= 500 and "webhook" in str(error)
+                if not away and error.status not in (400, 403, 422):
                     raise
-                where = (key[0], str(manifest["metadata"]["name"]))
-                self._refusals[where] = (time.monotonic(), str(error))
+                # What a webhook is for is not known here: one that is away is not waited for by each child.
+                for each in decision.create[place:] if away else (manifest,):
+                    where = (key[0], str(each["metadata"]["name"]))
+                    self._refusals[where] = (time.monotonic(), str(error))
                 taken = False
+                if away:
+                    break
         return taken
 
     async def _write(self, key: Key, found: dict[str, Any], decision: Decision) -> None:

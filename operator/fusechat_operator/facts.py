@@ -30,9 +30,9 @@ class Ask(NamedTuple):
     """One question. `key` by kind of question:
 
     artifact: an address (verified, never from memory) · metrics: an address (may be remembered) · child:
-    Kind/name · own: a run's uid (all its children) · pods: a child's name · workload: a child's uid ·
-    attempts and progress: an address · launchers: nothing · refusal: a child's name (why the API server did
-    not take it).
+    Kind/name · own: a run's uid (all its children), or uid/Kind · pods: a child's name · workload: a child's
+    uid · attempts and progress: an address · launchers: nothing · refusal: a child's name (why the API server
+    did not take it).
     """
 
     what: What

@@ -99,6 +99,8 @@ def _metadata(work: Work, step: Step) -> Manifest:
     }
     if run.spec.scheduling.queue_name:
         labels[naming.QUEUE] = run.spec.scheduling.queue_name
+        if priority := run.metadata.labels.get(naming.QUEUE_PRIORITY):
+            labels[naming.QUEUE_PRIORITY] = priority
     pods_of_step = int(step.runtime.get("nodes", 1)) if step.stage == "fuse" else step.shards
     return {
         "name": name_of(step, work.place),
@@ -130,7 +132,16 @@ def _job(work: Work, step: Step) -> Manifest:
         }
     else:
         spec["backoffLimit"] = tries
+    spec |= _held(work)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
+
+
+def _held(work: Work) -> Manifest:
+    """With a queue a child begins suspended: without Kueue, or where Kueue looks away, nothing runs.
+
+    From then on Kueue owns the field, and the operator never writes it.
+    """
+    return {"suspend": True} if work.run.spec.scheduling.queue_name else {}
 
 
 def _ttl(work: Work) -> int:
@@ -162,6 +173,7 @@ def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "ttlSecondsAfterFinished": _ttl(work),
+        **_held(work),
     }
     if nodes > 1:
         template["spec"]["subdomain"] = name
@@ -176,7 +188,8 @@ def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
 
 def _service(work: Work, step: Step) -> Manifest:
     meta = _metadata(work, step)
-    meta["labels"].pop(naming.QUEUE, None)
+    for label in (naming.QUEUE, naming.QUEUE_PRIORITY):
+        meta["labels"].pop(label, None)
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -204,6 +217,7 @@ def _pytorchjob(work: Work, step: Step) -> Manifest:
             "backoffLimit": 0,
             "cleanPodPolicy": "None",
             "ttlSecondsAfterFinished": _ttl(work),
+            **_held(work),
         },
         "pytorchReplicaSpecs": replicas,
     }
@@ -248,6 +262,7 @@ def _trainjob(work: Work, step: Step) -> Manifest:
         "resourcesPerNode": container["resources"],
     }
     spec = {
+        **_held(work),
         "runtimeRef": {"name": work.settings.trainer_runtime},
         "trainer": trainer,
         "runtimePatches": [

@@ -22,6 +22,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "fusechat"
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
 QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
 API_VERSIONS = {
     "Job": "batch/v1",

@@ -16,7 +16,7 @@ from fusechat.progress import State, decide, gates_of, needed
 from fusechat.record import record
 from fusechat.spec import STAGES, FusionRun, load, seconds
 
-from fusechat_operator import jobs, memory, naming, pods, status
+from fusechat_operator import jobs, leftovers, memory, naming, pods, status
 from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
@@ -72,7 +72,7 @@ def reconcile(found: Mapping[str, Any], facts: Mapping[Ask, Any], settings: Sett
         return _refused(found, known, str(error), now)
     retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))[:64]
     if _is_over(found, known) and retry == known.last_retry:
-        return _clear_trainjobs(run, place, known, Look(facts), now)
+        return _clear(run, place, known, Look(facts), now)
     return _Pass(found, run, place, known, Look(facts), settings, now, retry).decide()
 
 
@@ -84,22 +84,13 @@ def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
     return ended and outcome.get("observedGeneration") == at
 
 
-def _clear_trainjobs(run: FusionRun, place: pods.Place, known: Memory, look: Look, now: float) -> Decision:
-    """A TrainJob has no time to live of its own: an ended run's finished ones go after the run's ttl."""
+def _clear(run: FusionRun, place: pods.Place, known: Memory, look: Look, now: float) -> Decision:
+    """What an ended run still has to do: its finished TrainJobs go after the run's ttl."""
     if not known.launcher.startswith("TrainJob"):
         return Decision()
-    finished: list[tuple[float, Child]] = []
-    due: list[tuple[float, Child]] = []
-    for step in plan(run, known.pins).steps:
-        if step.stage != "fuse" or not known.lines.get(step.name, Line(step.name)).done:
-            continue
-        child = look("child", f"TrainJob/{jobs.name_of(step, place)}")
-        if isinstance(child, Child) and child.owner == run.metadata.uid and child.phase == "Complete":
-            left = (child.ended or child.created) + seconds(run.spec.ttl) - now
-            (due if left > 0 else finished).append((left, child))
-    if look.asks:
-        return Decision(asks=frozenset(look.asks))
-    return Decision(delete=tuple(c for _, c in finished), again=min((left for left, _ in due), default=None))
+    made = plan(run, known.pins)
+    old = leftovers.trainjobs(look, str(run.metadata.uid), made, place, known.lines, run.spec.ttl, now)
+    return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
 
 
 _RECONSIDERED = ("InvalidSpec",)
@@ -143,6 +134,7 @@ class _Pass:
         self.extras = Extras(unpinned=[name for name in origins(run) if name not in pinned])
         self.documents: dict[str, Mapping[str, Any]] = {}
         self.delete: list[Child] = []
+        self.unqueued = False
         if retry and retry != known.last_retry:
             self._retry(retry)
 
@@ -287,7 +279,8 @@ class _Pass:
             for step in work.plan.steps
         }
         was_over = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
-        started = "" if was_over else self.memory.started  # what had ended begins anew, with all of its deadline
+        # What had ended begins anew, with all of its deadline.
+        started = "" if was_over else self.memory.started
         self.memory = replace(
             self.memory, lines=lines, generation=self.generation, details={}, started=started
         )
@@ -300,6 +293,11 @@ class _Pass:
 
     def _carry_on(self, work: jobs.Work) -> Decision:
         scan = Scanner(work, self.memory, self.look, self.now).scan(work.plan.steps)
+        if work.launcher == "TrainJob":
+            ttl = self.run.spec.ttl
+            old = leftovers.trainjobs(self.look, self.uid, work.plan, self.place, scan.lines, ttl, self.now)
+            scan.delete += old.gone
+            scan.again += [] if old.again is None else [old.again]
         return self._act(work, scan)
 
     def _act(self, work: jobs.Work, scan: Scan) -> Decision:
@@ -312,7 +310,7 @@ class _Pass:
             return self._asking()
         starting = [step for step in chosen.start if step.name not in refused]
         for step in starting:
-            scan.lines[step.name] = replace(scan.lines[step.name], state="Running")
+            scan.lines[step.name] = self._begun(scan.lines[step.name])
         for name, sentence in refused.items():
             scan.problems[name] = sentence
             scan.again.append(REFUSAL_PAUSE_SECONDS)
@@ -320,14 +318,23 @@ class _Pass:
         if self.look.troubles:
             scan.problems = {"the store": self._trouble(), **scan.problems}
             scan.again.append(STORE_PAUSE_SECONDS)
-        if scan.unqueued:
-            return self._end(work, scan, Verdict("Stalled", "QueueDidNotAdmit", scan.unqueued))
+        self.unqueued = bool(scan.unqueued or (self.extras.errors and self._was("QueueDidNotAdmit")))
         if chosen.outcome == "Failed" and not self.look.troubles:
             reason = "StepFailed" if self.extras.errors else "GateClosed"
-            return self._end(work, scan, Verdict("Stalled", reason, chosen.message))
+            message = status.gathered(self.extras.errors) if self.unqueued else chosen.message
+            return self._end(
+                work, scan, Verdict("Stalled", "QueueDidNotAdmit" if self.unqueued else reason, message)
+            )
         if chosen.outcome == "Succeeded" and work.plan.steps[0].stage != "resolve":
             return self._finish(work, scan)
         return self._go_on(work, scan, starting)
+
+    def _begun(self, line: Line) -> Line:
+        """A child with a queue is created suspended: it runs when its queue says so."""
+        return replace(line, state="Waiting" if self.run.spec.scheduling.queue_name else "Running")
+
+    def _was(self, reason: str) -> bool:
+        return self.before.conditions.get("Ready", {}).get("reason") == reason
 
     def _refused_children(self, work: jobs.Work, scan: Scan, start: tuple[Step, ...]) -> dict[str, str]:
         found = {}
@@ -345,8 +352,10 @@ class _Pass:
         create = tuple(manifest for step in starting for manifest in jobs.build(work, step))
         if running or starting or scan.shared:
             scan.again.append(self.settings.poll_seconds)
-        message = status.summary(work.plan, scan.lines, scan.problems)
+        failed = {name: f"failed: {error}" for name, error in self.extras.errors.items()}
+        message = status.summary(work.plan, scan.lines, {**scan.problems, **failed})
         reason = "StoreUnavailable" if self.look.troubles else "Waiting" if scan.problems else "Progressing"
+        reason = "QueueDidNotAdmit" if self.unqueued else reason
         verdict = Verdict("Stuck" if scan.problems else "Running", reason, message)
         return self._decision(work, scan, verdict, create=create)
 
@@ -385,10 +394,12 @@ class _Pass:
         if side.observed[step.name].state is State.PENDING:
             if not self._write_record(work, scan, known):
                 return self._asking()
-            create, line = tuple(jobs.build(alone, step)), replace(line, state="Running")
+            create, line = tuple(jobs.build(alone, step)), self._begun(line)
         scan.lines[step.name] = line
+        scan.waits |= side.waits
         scan.again.append(self.settings.poll_seconds)
-        message = f"all {len(work.plan.steps)} steps done; the report is being made"
+        stuck = side.problems.get(step.name)
+        message = f"all {len(work.plan.steps)} steps done; the report {stuck or 'is being made'}"
         extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
         return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
 
@@ -528,12 +539,13 @@ def _events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, s
     done = [n for n, line in changed.items() if line.state == "Succeeded"]
     started = [n for n, line in changed.items() if line.state == "Running"]
     cached = [n for n, line in changed.items() if line.state == "Cached"]
+    stopped = [f"{n} {scan.waits.get(n, '')}" for n in scan.stopped]
     retried = [
         f"{n}: {scan.waits.get(n, '')}"
         for n, line in scan.lines.items()
         if line.ended and line.ended != before.lines.get(n, Line(n)).ended and line.state == "Waiting"
     ]
-    parts = [*failed, *retried]
+    parts = [*failed, *retried, *stopped]
     parts += [f"{', '.join(done)} succeeded"] if done else []
     parts += [f"started {', '.join(started)}"] if started else []
     parts += [f"{len(cached)} steps are cached"] if cached else []
@@ -547,5 +559,5 @@ def _events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, s
         "StepFailed" if failed else "StepRetried" if retried else "StepSucceeded" if done else "StepStarted"
     )
     if not (failed or retried or done or started):
-        reason = "StepCached"
+        reason = "StepStoppedByQueue" if stopped else "StepCached"
     return (Event("Warning" if failed or retried else "Normal", reason, "; ".join(parts)[:1000]),)

@@ -18,6 +18,7 @@ from fusechat_operator.causes import Cause, cause
 from fusechat_operator.children import Child, Pod, failed_pods
 from fusechat_operator.facts import UNKNOWN, Artifact, Look
 from fusechat_operator.memory import SHORT, Line, Memory
+from fusechat_operator.workloads import PATIENCE, QUEUED, given_up, waiting
 
 SETTLE_SECONDS = 8.0
 """How long a new child's Pods may be on their way before one asks why they are not there."""
@@ -27,6 +28,9 @@ PAUSE_SECONDS = (10.0, 600.0)
 
 OWNERS_SECONDS = 60.0
 """How long an attempt that came to nothing is left to the run that made it, before another that waits acts."""
+
+MOST_ASKED = 4
+"""Waiting steps of a run whose queue is asked why, at every look: a thousand runs may wait."""
 
 SPENT = ("BackoffLimitExceeded", "FailedIndexes", "MaxFailedIndexesExceeded")
 """Reasons by which a Job says that it has tried as often as its run allows."""
@@ -47,7 +51,8 @@ class Scan:
     shared: list[str] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     gpu_seconds: float = 0.0
-    unqueued: str = ""
+    unqueued: bool = False
+    stopped: list[str] = field(default_factory=list)
 
 
 class Scanner:
@@ -85,7 +90,7 @@ class Scanner:
             return self._without_child(step, line)
         assert isinstance(child, Child)
         if child.terminating:
-            return self._hold(replace(line, ended=line.ended or child.uid), "its old child is being removed")
+            return self._going(replace(line, ended=line.ended or child.uid))
         if child.owner != self.uid:
             return self._of_another(step, line, child)
         self.found.children[step.name] = child
@@ -162,9 +167,9 @@ class Scanner:
 
     def _own(self, step: Step, line: Line, child: Child) -> Observed:
         if child.phase in ("Active", "Waiting"):
-            if line.ended == child.uid:  # an edit or a retry wants it gone
+            if line.ended == child.uid:  # an edit or a retry wants it gone, or it was given up
                 self.found.delete.append(child)
-                return self._hold(line, "its old child is being removed")
+                return self._going(line)
             return self._active(step, line, child)
         if line.state == "Failed" and line.ended == child.uid:
             return self._set(line)
@@ -182,34 +187,57 @@ class Scanner:
         return self._old(line, child)
 
     def _active(self, step: Step, line: Line, child: Child) -> Observed:
-        name = step.name
-        if child.queued:
-            self._look_at_queue(name, child)
-        if child.phase == "Active" and child.ready + child.succeeded < child.pods:
+        if child.phase == "Waiting" or child.queue:
+            return self._queued(step, line, child)
+        return self._running(step, line, child)
+
+    def _running(self, step: Step, line: Line, child: Child) -> Observed:
+        if child.ready + child.succeeded < child.pods:
             age = self.now - max(child.created, child.started or 0.0)
             if age < SETTLE_SECONDS:
                 self.found.again.append(SETTLE_SECONDS - age + 0.5)
             else:
-                self._look_at_pods(name, child)
-        self.found.lines[name] = replace(line, state="Running")
+                self._look_at_pods(step.name, child)
+        self.found.lines[step.name] = replace(line, state="Running")
         return Observed(State.RUNNING)
 
-    def _look_at_queue(self, name: str, child: Child) -> None:
-        age, settle = self.now - child.created, self.work.settings.queue_seconds
-        if age < settle:
-            self.found.again.append(settle - age + 0.2)
-        workload = self.look("workload", child.uid)
-        if isinstance(workload, str):
-            if child.phase == "Waiting":
-                self.found.waits[name] = workload or "waits for its queue"
-                self.found.problems[name] = self.found.waits[name]
-        elif workload is None and age >= settle:
-            queue = self.work.run.spec.scheduling.queue_name
+    def _queued(self, step: Step, line: Line, child: Child) -> Observed:
+        """A child with a queue, or one that somebody else has suspended: Kueue says when it runs."""
+        age, settle = self.now - child.since, self.work.settings.queue_seconds
+        if child.phase == "Waiting" and child.queue != (self.work.run.spec.scheduling.queue_name or ""):
+            self.found.delete.append(child)  # it has not begun: the queue that is asked for now takes it
+            return self._hold(replace(line, ended=child.uid), "it moves to another queue")
+        if not child.queue:
+            return self._blocked(line, "its child is suspended, and not by a queue: somebody set its suspend")
+        if age > PATIENCE * settle and self._is_known(line, child):
+            runs = child.phase == "Active"
+            return self._running(step, line, child) if runs else self._blocked(line, QUEUED)
+        told = self.look("workload", child.uid)
+        if told is UNKNOWN:
+            return self._unknown(line)
+        if sentence := given_up(told, child, age, settle):
             self.found.delete.append(child)
-            self.found.unqueued = (
-                f"{name}: queue {queue} did not take it within {settle:.0f} s and its child was stopped, so "
-                "that no quota is bypassed; see that Kueue runs, manages this kind and has that LocalQueue"
-            )
+            self.found.unqueued = True
+            return self._fail(replace(line, ended=child.uid), None, sentence)
+        if not told.seen:
+            self.found.again.append((settle - age if age < settle else settle) + 0.2)
+        if child.phase == "Active":
+            return self._running(step, line, child)
+        if line.state == "Running":
+            self.found.stopped.append(step.name)
+            self._count_gpu_seconds(child)
+        return self._blocked(line, waiting(told, child, age, settle))
+
+    def _is_known(self, line: Line, child: Child) -> bool:
+        """Whether its queue need not be asked again: it was let in, or others that wait say enough."""
+        if child.phase == "Active":
+            return line.state == "Running"
+        return line.state == "Waiting" and sum(w != QUEUED for w in self.found.waits.values()) >= MOST_ASKED
+
+    def _blocked(self, line: Line, sentence: str) -> Observed:
+        self.found.again.append(self.work.settings.poll_seconds)
+        self.found.problems[line.name] = sentence
+        return self._hold(line, sentence)
 
     def _look_at_pods(self, name: str, child: Child) -> None:
         self.found.again.append(self.work.settings.poll_seconds)
@@ -335,6 +363,12 @@ class Scanner:
         self.found.lines[line.name] = replace(line, state="Waiting")
         self.found.waits[line.name] = why
         return Observed(State.RUNNING)
+
+    def _going(self, line: Line) -> Observed:
+        """Its old child is about to be gone."""
+        if line.state == "Failed":
+            return self._set(line)
+        return self._hold(line, "its old child is being removed")
 
     def _set(self, line: Line) -> Observed:
         self.found.lines[line.name] = line

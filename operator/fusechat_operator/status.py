@@ -208,15 +208,24 @@ _KNOWN = ("done", "total", "seconds", "at")
 def summary(plan: Plan, lines: Mapping[str, Line], problems: Mapping[str, str]) -> str:
     """Ready's sentence while the run goes on: what is stuck, else what is at work."""
     done = f"{sum(line.done for line in lines.values())} of {len(lines)} steps done"
+    active = [s.name for s in plan.steps if lines[s.name].state == "Running" and s.name not in problems]
     if problems:
         name, sentence = next(iter(problems.items()))
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        return f"{done}; {name}: {sentence}{more}"
-    active = [step.name for step in plan.steps if lines[step.name].state == "Running"]
+        at_work = f"; at work: {_few(active)}" if active else ""
+        return f"{done}{at_work}; {name}: {sentence}{more}"
     waiting = [step.name for step in plan.steps if lines[step.name].state == "Waiting"]
     if active:
         return f"{done}; at work: {_few(active)}"
     return f"{done}; waiting: {_few(waiting)}" if waiting else done
+
+
+def gathered(errors: Mapping[str, str]) -> str:
+    """The errors of steps, those with the same sentence together."""
+    by_sentence: dict[str, list[str]] = {}
+    for name, sentence in errors.items():
+        by_sentence.setdefault(sentence, []).append(name)
+    return "; ".join(f"{_few(names)}: {sentence}" for sentence, names in by_sentence.items())
 
 
 def _few(names: Sequence[str]) -> str:
