@@ -266,11 +266,12 @@ class _Pass:
             return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
         names = {jobs.name_of(s, self.place): s.name for s in work.plan.steps if s.name in missing}
         ended: dict[str, str] = {}
+        report = jobs.name_of(self._report(work), self.place)  # made before this status could be written
         for child in own:
             wanted = names.get(child.name)
             if wanted and child.phase == "Failed":
                 ended[wanted] = child.uid
-            elif not wanted and not child.terminating and _stays(child):
+            elif not wanted and not child.terminating and _stays(child) and child.name != report:
                 self.delete.append(child)
         lines = {
             step.name: Line(step.name, "Pending", ended=ended.get(step.name, ""))
@@ -378,7 +379,7 @@ class _Pass:
         self.extras.scores = status.scores(work.plan, metrics)
         fused = next((s for s in work.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None)
         self.extras.model = f"{self.place.uri}/{fused.address}" if fused else None
-        step = report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
+        step = self._report(work)
         alone = replace(work, plan=self._alone(step))
         side = Scanner(alone, self.memory, self.look, self.now).scan((step,))
         if self.look.asks:
@@ -402,6 +403,9 @@ class _Pass:
         message = f"all {len(work.plan.steps)} steps done; the report {stuck or 'is being made'}"
         extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
         return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
+
+    def _report(self, work: jobs.Work) -> Step:
+        return report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
 
     def _write_record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> bool:
         """`runs/<uid>.json`, which the report is made of; False while its facts are being asked for."""
