@@ -34,6 +34,11 @@ class ApiRefusal(Exception):
         super().__init__(message)
         self.status, self.reason = status, reason
 
+    @property
+    def webhook_is_away(self) -> bool:
+        """The server is there, and an admission webhook that it must ask first is not: Kueue's, for one."""
+        return self.status >= 500 and "webhook" in str(self)
+
 
 class Limiter:
     """A token bucket: `qps` requests a second over time, `burst` at once."""

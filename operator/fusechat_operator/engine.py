@@ -171,7 +171,7 @@ class Engine:
                 await self.cluster.create(manifest)
                 self.metrics.created.labels(manifest["kind"]).inc()
             except ApiRefusal as error:
-                away = error.status >= 500 and "webhook" in str(error)
+                away = error.webhook_is_away
                 if not away and error.status not in (400, 403, 422):
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.

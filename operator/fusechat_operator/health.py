@@ -60,6 +60,8 @@ class Heartbeat:
             try:
                 await self._once()
             except (ApiRefusal, OSError) as error:
+                if isinstance(error, ApiRefusal) and error.webhook_is_away:
+                    self.heard_at = time.monotonic()  # ending this process would mend nothing of that
                 log.warning("the heartbeat did not reach the API server: %s", error)
             await asyncio.sleep(BEAT_SECONDS)
 
