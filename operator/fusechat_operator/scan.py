@@ -27,7 +27,7 @@ PAUSE_SECONDS = (10.0, 600.0)
 """First and longest pause after trouble outside; it doubles."""
 
 OWNERS_SECONDS = 60.0
-"""How long an attempt that came to nothing is left to the run that made it, before another that waits acts."""
+"""How long an attempt that came to nothing is left to the run that made it, before one that waits acts."""
 
 MOST_ASKED = 4
 """Waiting steps of a run whose queue is asked why, at every look: a thousand runs may wait."""
