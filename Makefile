@@ -6,10 +6,10 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check generate verify bench clean
+.PHONY: help demo cluster-demo images lock test check generate verify bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # One install for everything, done again only when what is installed changes.
 $(READY): pyproject.toml constraints.txt
@@ -21,6 +21,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## fuse tiny chat models on this machine, from training them to the score table
 	$(BIN)/python examples/tiny/make_tiny.py
 	$(BIN)/fusechat run examples/tiny.yaml
+
+cluster-demo: $(READY) ## the same by the operator on a real Kubernetes node (root, Debian, ../shared; or KUBECONFIG)
+	test -n "$$KUBECONFIG" || sh tests/cluster/install.sh
+	$(BIN)/python -m tests.cluster.demo
+
+images: ## build the two container images with docker, podman or buildah (options: images/build.sh)
+	sh images/build.sh
+
+lock: $(READY) ## write the versions of what is in the images (images/*.txt)
+	$(BIN)/python images/lock.py
 
 test: $(READY) ## all tests that need no cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/golden tests/pipeline
