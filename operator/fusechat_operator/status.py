@@ -194,12 +194,17 @@ def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
         rate = done / spent
         made["rate"] = f"{rate:.3g} {found.get('unit', '')}/s"[:64]
         made["etaSeconds"] = int(max(0.0, total - done) / rate)
-    numbers = {k: v for k, v in found.items() if isinstance(v, int | float) and k not in _KNOWN}
+    numbers = {key: value for key, value in found.items() if key not in _KNOWN and _is_number(value)}
     if numbers:
         made["metrics"] = dict(list(numbers.items())[:KEY_METRICS])
-    if found.get("lastCheckpoint"):
-        made["lastCheckpoint"] = found["lastCheckpoint"]
+    if isinstance(saved := found.get("lastCheckpoint"), str) and saved:
+        made["lastCheckpoint"] = saved
     return made
+
+
+def _is_number(value: Any) -> bool:
+    """True is an int to Python, and to the API server a reason to refuse the status."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _KNOWN = ("done", "total", "seconds", "at")
