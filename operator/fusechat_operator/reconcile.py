@@ -471,7 +471,7 @@ class _Pass:
         return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
 
     def _stopped(self, work: jobs.Work, own: list[Child]) -> tuple[Scan, int]:
-        """All active children are deleted with grace, and their ends count for nothing; how many there are."""
+        """Active children are deleted with grace, and their ends count for nothing; how many there are."""
         active = {c.name: c for c in own if not status.finished(c)}
         self.delete += [c for c in active.values() if not c.terminating]
         scan = self._remembered(work.plan)
