@@ -347,7 +347,7 @@ class _Pass:
 
     def _go_on(self, work: jobs.Work, scan: Scan, starting: list[Step]) -> Decision:
         running = [s for s in work.plan.steps if scan.lines[s.name].state == "Running" and s not in starting]
-        self._look_at_progress(running)
+        self._look_at_progress(running, work.plan)
         if self.look.asks:
             return self._asking()
         create = tuple(manifest for step in starting for manifest in jobs.build(work, step))
@@ -360,9 +360,9 @@ class _Pass:
         verdict = Verdict("Stuck" if scan.problems else "Running", reason, message)
         return self._decision(work, scan, verdict, create=create)
 
-    def _look_at_progress(self, running: list[Step]) -> None:
+    def _look_at_progress(self, running: list[Step], made: Plan) -> None:
         told = {}
-        for step in running[: status.MOST_DETAILS]:
+        for step in running[: status.most_details(made)]:
             found = self.look("progress", str(step.address))
             if isinstance(found, Mapping):
                 told[step.name] = found

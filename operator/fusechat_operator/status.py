@@ -157,11 +157,16 @@ def _condition(
 
 
 def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras) -> list[dict[str, Any]]:
-    """Failed steps first, then active ones, then those that wait for a reason of their own; at most 20."""
+    """Failed steps first, then active ones, then those that wait for a reason of their own; not all of many."""
     rank = {"Failed": 0, "Running": 1, "Waiting": 2}
     told = [step for step in work.plan.steps if scan.lines[step.name].state in rank]
     told.sort(key=lambda step: rank[scan.lines[step.name].state])
-    return [_detail(work, memory, scan, extras, step) for step in told[:MOST_DETAILS]]
+    return [_detail(work, memory, scan, extras, step) for step in told[: most_details(work.plan)]]
+
+
+def most_details(plan: Plan) -> int:
+    """How many steps a status tells more of: fewer where there are many lines already."""
+    return MOST_DETAILS // 2 if len(plan.steps) > MANY_STEPS else MOST_DETAILS
 
 
 def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: Step) -> dict[str, Any]:
