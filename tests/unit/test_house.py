@@ -93,6 +93,8 @@ def test_tracked_files_name_no_place_of_one_machine():
     found = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
+        if name == "images/Dockerfile":  # its places are the container's
+            continue
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ""} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             found += [f"{name}: {hit.group(0).strip()}" for hit in private.finditer(text)]
