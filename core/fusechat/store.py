@@ -37,7 +37,17 @@ from fusechat.store_manifest import (
     part_json,
     text,
 )
-from fusechat.store_s3 import connect, etag, explained, is_absent, place, remove, remove_if_same, status_of
+from fusechat.store_s3 import (
+    connect,
+    etag,
+    explained,
+    is_absent,
+    place,
+    put,
+    remove,
+    remove_if_same,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -225,7 +235,7 @@ class Store:
     def put_bytes(self, key: str, body: bytes) -> None:
         """Write a small object."""
         with explained(self.place, f"writing {key}"):
-            self.client.put_object(Bucket=self.place.bucket, Key=self.place.key(key), Body=body)
+            put(self.client, self.place, key, body)
 
     def get_bytes(self, key: str) -> bytes | None:
         """A small object, or None if the key is absent."""
@@ -263,9 +273,7 @@ class Store:
         with explained(self.place, f"writing {key}"):
             for pause in CREATE_PAUSES:
                 try:
-                    self.client.put_object(
-                        Bucket=self.place.bucket, Key=self.place.key(key), Body=body, IfNoneMatch="*"
-                    )
+                    put(self.client, self.place, key, body, IfNoneMatch="*")
                     return True
                 except (ClientError, BotoCoreError) as error:
                     stored = self._after(error, key)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fusechat.errors import CorruptInput, TemporaryFailure
 from fusechat.store_partfile import PartFile, need, owned
-from fusechat.store_s3 import Place, code_of, explained, refused
+from fusechat.store_s3 import Place, code_of, explained, put, refused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -60,7 +60,7 @@ def upload(client: S3Client, place: Place, key: str, path: Path) -> Sent:
         size = os.fstat(file.fileno()).st_size
         if size <= PART_BYTES:
             body = file.read(size + 1)
-            client.put_object(Bucket=place.bucket, Key=place.key(key), Body=body)
+            put(client, place, key, body)
             sent = Sent(len(body), hashlib.sha256(body).hexdigest())
         else:
             sent = _multipart(client, place, place.key(key), file, size)

@@ -8,12 +8,14 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -48,6 +50,39 @@ def whole(store, manifest):
     """Whether everything a manifest names is there, byte for byte."""
     bodies = ((file, store.get_bytes(file.key)) for file in manifest.files)
     return all(body is not None and digest(body) == file.sha256 for file, body in bodies)
+
+
+# A connection breaks
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store, folder: put(store, "one", "weights", b"w" * 600_000, folder),
+        lambda store, _: store.put_json("runs/one.json", {"steps": ["x" * 1000]}),
+        lambda store, _: store.put_json("runs/one.json", {"steps": ["x" * 1000]}, create_only=True),
+    ],
+    ids=["upload", "put_json", "create_only"],
+)
+def test_a_request_that_breaks_off_before_its_body_leaves_the_object_that_is_there(store, tmp_path, write):
+    sent = []
+    store.client.meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.append(request))
+    write(store, tmp_path)
+    (request,) = sent
+    where = urlsplit(request.url)
+    key = where.path.removeprefix(f"/{store.place.bucket}/{store.place.prefix}/")
+    before = store.get_bytes(key)
+    headers = {"Host": where.netloc, **{k: v for k, v in request.headers.items() if k != "Expect"}}
+    lines = [f"PUT {where.path} HTTP/1.1", *(f"{k}: {as_text(v)}" for k, v in headers.items()), "", ""]
+    with socket.create_connection((where.hostname, where.port)) as late:
+        late.sendall("\r\n".join(lines).encode())
+        late.shutdown(socket.SHUT_WR)
+        assert b" 4" in late.recv(100)
+    assert store.get_bytes(key) == before
+
+
+def as_text(value):
+    return value.decode() if isinstance(value, bytes) else value
 
 
 # The server is killed
