@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ FUSECHAT = Path(sys.executable).with_name("fusechat")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-wait", action="store_true", help="take everything down after the scores")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left standing
     wait = not parser.parse_args().no_wait and sys.stdin.isatty()
     subprocess.run([sys.executable, str(TINY / "make_tiny.py")], check=True)
     with tempfile.TemporaryDirectory(prefix="fusechat-demo-") as place:
