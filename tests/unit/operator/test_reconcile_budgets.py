@@ -1,0 +1,183 @@
+"""How often a step is tried again, by reconcile alone: causes, pauses, what is kept, what is counted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from tests.unit.operator.acts import evicted, fails, finish, nothing, publish
+from tests.unit.operator.runs import a_run
+from tests.unit.operator.world import World, begun, matching
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "budget"),
+    [
+        (evicted, "disruption", {"disruption": 3}),
+        (fails(75, "the hub is away"), "infrastructure", {"infrastructure": 3}),
+        (fails(69, "the store is away"), "infrastructure", {"infrastructure": 3}),
+        (fails(143, "stopped"), "disruption", {"disruption": 3}),
+    ],
+)
+def test_a_training_is_tried_again_as_often_as_the_cause_allows(act, kind, budget):
+    world = World(a_run(retries=budget))
+    world.script["fuse-s0"] = [act] * 10
+    world.drive()
+    assert world.attempts("fuse-s0") == 4
+    line = world.line("fuse-s0")
+    assert (line["state"], line["tries"][kind]) == ("Failed", 4)
+    assert sum(line["tries"].values()) == 4
+    assert f"{kind} 4 times, and 3 are allowed" in world.condition("Stalled")["message"]
+    assert world.condition("Stalled")["reason"] == "StepFailed"
+    assert world.attempts("fuse-s1") == 1, "what does not need it goes on"
+
+
+@pytest.mark.parametrize("code", [64, 65, 70, 1, 2])
+def test_a_bug_is_never_tried_again_and_says_what_the_stage_said(code):
+    world = World(a_run())
+    world.script["extract-s1"] = [fails(code, "the dataset has no supervised token")]
+    world.drive()
+    assert world.attempts("extract-s1") == 1
+    message = world.condition("Stalled")["message"]
+    assert message == "extract-s1: the dataset has no supervised token"
+    assert world.line("extract-s1")["tries"]["bug"] == 1
+    assert world.line("fuse-s0")["state"] == "Succeeded", "what does not need it goes on"
+    assert not matching(world.created, "align-s1|merge|report")
+
+
+def test_a_cause_within_its_budget_ends_well():
+    world = World(a_run())
+    world.script["fuse-s0"] = [evicted, fails(75), evicted]
+    status = world.drive()
+    assert world.line("fuse-s0")["tries"] == {"disruption": 2, "infrastructure": 1, "bug": 0}
+    assert status["progress"] == "16/16"
+
+
+def test_trouble_outside_is_tried_again_after_a_pause_that_doubles():
+    world = World(a_run())
+    world.script["fuse-s0"] = [fails(75)] * 5
+    begun_at: list[float] = []
+    seen = 0
+    for _ in range(4000):
+        world.settle()
+        if world.attempts("fuse-s0") > seen:
+            seen += 1
+            begun_at.append(world.now)
+        if seen == 5:
+            break
+        for found in world.active():
+            world.play(found)
+        world.now += 1.0
+    pauses = [b - a for a, b in pairwise(begun_at)]
+    assert [round(pause, -1) for pause in pauses] == [10, 20, 40, 80]
+
+
+def test_nobody_looks_in_vain_while_a_pause_lasts():
+    world = begun("fuse-s0")
+    fails(75)(world, world.child_of("fuse-s0"))
+    decision = world.settle()
+    assert decision.again is not None
+    assert 5 < decision.again < 11
+    assert world.line("fuse-s0")["state"] == "Waiting"
+    assert "it is tried again" in world.condition("Ready")["message"]
+
+
+@pytest.mark.parametrize("act", [fails(65), fails(70)])
+def test_a_failed_child_is_kept_for_a_person_to_look_at(act):
+    world = World(a_run())
+    world.script["fuse-s0"] = [act]
+    world.drive()
+    assert world.kept == ["fuse-s0"]
+    assert "ttlSecondsAfterFinished" not in world.child_of("fuse-s0")["spec"]["runPolicy"]
+
+
+def test_the_last_child_of_a_spent_budget_is_kept_too():
+    world = World(a_run(retries={"infrastructure": 1}))
+    world.script["fuse-s0"] = [fails(75)] * 3
+    world.drive()
+    assert world.kept == ["fuse-s0"]
+
+
+def test_a_job_that_has_spent_its_own_tries_is_not_replaced():
+    world = World(a_run())
+    world.script["extract-s0"] = [fails(75, "the store is away", "BackoffLimitExceeded")]
+    world.drive()
+    assert world.attempts("extract-s0") == 1
+    assert world.condition("Stalled")["message"] == "extract-s0: the store is away"
+
+
+def test_a_child_that_ended_well_without_an_artifact_is_trouble_outside():
+    world = World(a_run())
+    world.script["merge"] = [lambda w, found: w.end(found, "Complete")]
+    world.drive()
+    assert world.line("merge")["tries"]["infrastructure"] == 1
+    assert world.attempts("merge") == 2
+
+
+def test_a_failed_child_whose_artifact_is_there_has_succeeded():
+    def published_then_killed(world, found):
+        publish(world, found)
+        evicted(world, found)
+
+    world = World(a_run())
+    world.script["fuse-s0"] = [published_then_killed]
+    world.drive()
+    assert world.attempts("fuse-s0") == 1
+    assert "tries" not in world.line("fuse-s0")
+
+
+def test_a_child_removed_by_hand_is_made_again_and_counts_as_a_disruption():
+    world = begun("align-s0")
+    world.gone(f"Job/{world.child_of('align-s0')['metadata']['name']}")
+    world.script.clear()
+    world.drive()
+    assert world.attempts("align-s0") == 2
+    assert world.line("align-s0")["tries"]["disruption"] == 1
+
+
+def test_the_pods_of_a_vanished_child_end_before_it_is_made_again():
+    world = begun("align-s0")
+    found = world.child_of("align-s0")
+    name = found["metadata"]["name"]
+    del world.children[f"Job/{name}"]
+    world.add_pod(found, {"phase": "Running"})
+    decision = world.settle()
+    assert world.attempts("align-s0") == 1
+    assert decision.again is not None
+    assert world.line("align-s0")["state"] == "Waiting"
+    world.pods.clear()
+    world.settle()
+    assert world.attempts("align-s0") == 2
+
+
+def test_a_child_that_is_being_removed_is_waited_for():
+    world = begun("align-s0")
+    found = world.child_of("align-s0")
+    found["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    world.settle()
+    assert (world.attempts("align-s0"), world.line("align-s0")["state"]) == (1, "Waiting")
+    world.gone(f"Job/{found['metadata']['name']}")
+    world.settle()
+    assert world.attempts("align-s0") == 2
+
+
+def test_gpu_seconds_are_counted_once_and_of_failed_attempts_too():
+    world = World(a_run(resources={"fuse": {"gpus": 8}}))
+
+    def after(seconds, act):
+        def later(world, found):
+            world.now += seconds
+            act(world, found)
+
+        return later
+
+    world.script["fuse-s0"] = [after(100.0, evicted), after(50.0, finish)]
+    world.script["fuse-s1"] = [nothing] * 2
+    world.script |= {name: [after(10.0, finish)] for name in ("extract-pivot",)}
+    world.drive()
+    spent = world.status()["gpuSeconds"]
+    for _ in range(3):
+        world.settle()
+    assert world.status()["gpuSeconds"] == spent
+    assert spent >= 8 * 150 + 10

@@ -1,0 +1,109 @@
+"""Other operators, a store that is away, an API server that refuses, full nodes: by reconcile alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusechat_operator import reconcile as module
+
+from tests.unit.operator.acts import finish, step_of
+from tests.unit.operator.runs import a_run
+from tests.unit.operator.world import World, begun
+
+
+def newer(monkeypatch, **versions):
+    monkeypatch.setattr(module, "VERSIONS", {**module.VERSIONS, **versions})
+
+
+def test_another_operator_whose_stages_differ_stops_and_a_retry_plans_anew(monkeypatch):
+    world = begun("fuse-s0")
+    newer(monkeypatch, merge=2)
+    world.settle()
+    stalled = world.condition("Stalled")
+    assert stalled["reason"] == "PlanChanged"
+    assert "set the annotation fusechat.io/retry-at" in stalled["message"]
+    assert (world.status()["plan"]["versions"]["merge"], world.deleted) == (1, []), "nothing is lost"
+    world.script.clear()
+    world.retry()
+    status = world.drive()
+    assert status["plan"]["versions"]["merge"] == 2
+    assert world.attempts("fuse-s0") == 1
+
+
+def test_another_operator_leaves_what_has_ended_alone(monkeypatch):
+    world = World(a_run())
+    world.drive()
+    newer(monkeypatch, merge=2)
+    world.settle()
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_another_operator_with_the_same_plan_goes_on_with_the_images_it_began_with():
+    world = begun("fuse-s0")
+    world.settings = replace(world.settings, image="registry.example/stages:2")
+    world.script.clear()
+    world.drive()
+    images = {
+        found["spec"]["template"]["spec"]["containers"][0]["image"]
+        for found in world.children.values()
+        if found["kind"] == "Job"
+    }
+    assert images == {"registry.example/stages:1"}
+    world.edit(merge={"method": "linear"})
+    world.drive()
+    assert set(world.status()["plan"]["images"].values()) == {"registry.example/stages:2"}
+
+
+def test_a_store_that_is_away_stops_nothing_for_good_and_is_said():
+    world = begun("fuse-s0")
+    world.away = lambda ask: ask.what in ("artifact", "metrics", "progress", "attempts")
+    finish(world, world.child_of("fuse-s0"))
+    decision = world.settle()
+    ready = world.condition("Ready")
+    assert (ready["reason"], "the store cannot be reached" in ready["message"]) == ("StoreUnavailable", True)
+    assert decision.again is not None
+    assert decision.again <= 15
+    assert world.condition("Stalled") == {}
+    world.away = lambda ask: False
+    world.drive()
+    assert world.attempts("fuse-s0") == 1
+
+
+def test_a_new_run_waits_for_a_store_that_is_away_and_creates_nothing():
+    world = World(a_run(pinned=True))
+    world.away = lambda ask: ask.what == "artifact"
+    decision = world.settle()
+    assert world.condition("Ready")["reason"] == "StoreUnavailable"
+    assert (world.created, decision.again is not None) == ([], True)
+
+
+def test_a_refused_child_is_said_and_the_rest_goes_on():
+    world = World(a_run())
+    world.refuses = lambda found: "exceeded quota: few" if step_of(found) == "fetch-s0" else ""
+    decision = world.settle()
+    ready = world.condition("Ready")
+    assert "fetch-s0: the API server does not take its child: exceeded quota: few" in ready["message"]
+    assert decision.again is not None
+    assert "fetch-s1" in world.created
+    assert world.condition("Stalled") == {}
+    world.refuses = lambda found: ""
+    world.now += 16
+    world.drive()
+    assert world.attempts("fetch-s0") == 1
+
+
+def test_a_pod_without_room_is_said_and_waited_for():
+    world = World(a_run())
+    world.drive(until=lambda: "extract-pivot" in world.created)
+    pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    waiting = {
+        "phase": "Pending",
+        "conditions": [{**pending, "message": "0/3 nodes: Insufficient nvidia.com/gpu"}],
+    }
+    world.add_pod(world.child_of("extract-pivot"), waiting)
+    world.now += 9
+    world.settle()
+    message = world.condition("Ready")["message"]
+    assert "extract-pivot: no node has room for Pod" in message
+    assert "Insufficient nvidia.com/gpu" in message
+    assert world.condition("Stalled") == {}

@@ -1,0 +1,112 @@
+"""Two runs that need the same artifacts, by reconcile alone: one child, and nobody is left behind."""
+
+from __future__ import annotations
+
+import pytest
+from fusechat_operator.children import child
+
+from tests.unit.operator.acts import evicted, fails, nothing
+from tests.unit.operator.runs import a_run
+from tests.unit.operator.world import World
+
+
+def two(**second) -> World:
+    """A run whose extract-s0 goes on for ever, and another that needs the same artifacts."""
+    world = World(a_run("first", data="x"), a_run("second", data="x", **second))
+    world.script = {"extract-s0": [nothing] * 3}
+    for _ in range(4):
+        world.settle("first"), world.settle("second")
+        for found in world.active():
+            world.play(found)
+        world.script["extract-s0"] = [nothing] * 3
+    return world
+
+
+def test_two_runs_that_need_one_artifact_have_one_child():
+    world = World(a_run("first", data="x"), a_run("second", data="x"))
+    world.drive("first", "second")
+    steps = [step for step in world.created if step != "report"]
+    assert sorted(steps) == sorted(set(steps))
+    assert (world.created.count("report"), world.condition("Ready", "second")["status"]) == (2, "True")
+
+
+def test_the_other_run_waits_for_a_child_that_is_not_its_own_and_says_so():
+    world = two()
+    decision = world.settle("second")
+    name = world.child_of("extract-s0")["metadata"]["name"]
+    assert name in decision.shared
+    assert decision.again is not None
+    assert world.line("extract-s0", "second")["state"] == "Waiting"
+    detail = next(d for d in world.status("second")["details"] if d["name"] == "extract-s0")
+    assert detail["message"] == "another run is making the same artifact"
+
+
+def test_when_the_owner_goes_the_other_makes_its_own():
+    world = two()
+    world.script.clear()
+    world.remove("first")
+    world.drive("second")
+    assert world.attempts("extract-s0") == 2
+    assert len({step for step in world.created if world.attempts(step) > 1} - {"extract-s0"}) == 0
+
+
+def test_a_bug_in_anothers_child_fails_the_step_and_a_retry_takes_it_over():
+    world = two()
+    fails(65, "no supervised token")(world, world.child_of("extract-s0"))
+    world.script.clear()
+    world.drive("second")
+    assert (
+        "another run failed to make it (no supervised token)"
+        in (world.condition("Stalled", "second")["message"])
+    )
+    world.retry("second")
+    world.drive("second")
+    assert world.attempts("extract-s0") == 2
+    assert child(world.child_of("extract-s0")).owner == world.runs["second"]["metadata"]["uid"]
+    assert world.condition("Ready", "second")["status"] == "True"
+
+
+def fusing() -> World:
+    """Two runs, the second waiting for the first one's training."""
+    world = World(a_run("first", data="x"), a_run("second", data="x"))
+    world.script = {"fuse-s0": [nothing] * 1000}
+    world.drive("first", "second", until=lambda: world.line("fuse-s0", "second").get("state") == "Waiting")
+    world.script.clear()
+    return world
+
+
+@pytest.mark.parametrize("act", [evicted, fails(75)])
+def test_an_attempt_of_the_owner_that_is_tried_again_fails_nobody(act):
+    world = fusing()
+    act(world, world.child_of("fuse-s0"))
+    world.settle("second")
+    assert world.line("fuse-s0", "second")["state"] == "Waiting"
+    world.drive("first", "second")
+    assert world.attempts("fuse-s0") == 2
+    assert world.condition("Ready", "second")["status"] == "True"
+
+
+def test_what_the_owner_leaves_lying_is_taken_over():
+    world = fusing()
+    evicted(world, world.child_of("fuse-s0"))
+    world.runs["first"]["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    world.drive("second")
+    assert world.attempts("fuse-s0") == 2
+    assert child(world.child_of("fuse-s0")).owner == world.runs["second"]["metadata"]["uid"]
+
+
+def test_a_child_that_has_done_its_work_for_another_run_is_no_reason_to_wait_when_the_artifact_is_gone():
+    world = World(a_run("first", data="x"))
+    world.drive("first")
+    del world.artifacts[world.address("merge", "first")]
+    del world.artifacts[world.address("evaluate-fused", "first")]
+    world.add(a_run("second", data="x"))
+    world.drive("second")
+    assert world.attempts("merge") == 2
+
+
+def test_a_run_that_owns_nothing_deletes_nothing_of_others_when_it_is_suspended():
+    world = two()
+    world.edit("second", suspend=True)
+    world.settle("second")
+    assert not world.deleted
