@@ -116,8 +116,11 @@ def connect(
 
 
 def put(client: S3Client, place: Place, key: str, body: bytes, **conditions: Any) -> None:
-    """One object in one request. To SeaweedFS one that breaks off before its body is an empty object, over what
-    the same request wrote when it was tried again, unless an MD5 tells of the body (both tried)."""
+    """One object in one request, with its MD5.
+
+    Without it SeaweedFS takes a request that breaks off before its body for an empty object, over what the
+    same request wrote when it was tried again (both tried).
+    """
     md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     client.put_object(Bucket=place.bucket, Key=place.key(key), Body=body, ContentMD5=md5, **conditions)
 

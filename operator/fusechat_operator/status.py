@@ -157,7 +157,7 @@ def _condition(
 
 
 def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras) -> list[dict[str, Any]]:
-    """Failed steps first, then active ones, then those that wait for a reason of their own; not all of many."""
+    """Failed steps first, then active ones, then those that wait for a reason of their own; some of many."""
     rank = {"Failed": 0, "Running": 1, "Waiting": 2}
     told = [step for step in work.plan.steps if scan.lines[step.name].state in rank]
     told.sort(key=lambda step: rank[scan.lines[step.name].state])

@@ -1,4 +1,4 @@
-"""How a child ends, for the tests beside it: an act publishes or fails as a stage and its controller would."""
+"""How a child ends, for the tests beside it: an act publishes or fails as stage and controller would."""
 
 from __future__ import annotations
 
