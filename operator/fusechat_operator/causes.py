@@ -6,6 +6,7 @@ a bug never.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,9 @@ Kind = Literal["disruption", "infrastructure", "bug"]
 BUG_CODES = frozenset({64, 65, 66, 70})
 OUTSIDE_CODES = frozenset({69, 75})
 SIGKILLED, SIGTERMED = 137, 143
+
+OVERFULL = re.compile(r"exceed(s|ed) (its|the) .*limit")
+"""What the kubelet says when it evicts a Pod for its own use of disk: the next attempt would end so too."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +59,27 @@ def _of_pod(pod: Pod) -> Cause:
             "bug", pod.exit_code, "it was killed for want of memory (OOMKilled); give the stage more memory"
         )
     code = pod.exit_code
+    if OVERFULL.search(pod.message) and pod.reason == "Evicted":
+        return Cause("bug", code, f"it needs more disk: {pod.message.strip()} Give the stage more scratch")
     if code in BUG_CODES:
-        return _of_code(int(code), sentence)
+        return _of_code(int(code), sentence, pod.trace)
     if pod.disrupted:
         return Cause("disruption", code, f"Pod {pod.name} was taken away ({pod.message or pod.reason})")
     if code is None:
         return Cause(
             "disruption", None, f"Pod {pod.name} was lost ({pod.message or pod.reason or 'no status'})"
         )
-    return _of_code(code, sentence)
+    return _of_code(code, sentence, pod.trace)
 
 
-def _of_code(code: int, sentence: str) -> Cause:
+def _of_code(code: int, sentence: str, trace: str = "") -> Cause:
     if code in OUTSIDE_CODES:
         return Cause("infrastructure", code, sentence or f"exit code {code}")
     if code == SIGTERMED:
         return Cause("disruption", code, sentence or "it was stopped")
     if code == SIGKILLED:
         return Cause("disruption", code, sentence or "it was killed")
-    return Cause("bug", code, sentence or f"exit code {code}")
+    return Cause("bug", code, sentence or f"exit code {code}{': ' + trace if trace else ''}")
 
 
 def _newest(attempts: Sequence[Mapping[str, Any]], child: Child) -> Mapping[str, Any] | None:

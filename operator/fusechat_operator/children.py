@@ -50,7 +50,10 @@ class Child:
 
 @dataclass(frozen=True)
 class Pod:
-    """One Pod of a child: why it waits, or how its stage ended. `summary` is what entry left for us."""
+    """One Pod of a child: why it waits, or how its stage ended. `summary` is what entry left for us.
+
+    `trace` is the last line of the log where entry left nothing.
+    """
 
     name: str
     phase: str
@@ -60,6 +63,7 @@ class Pod:
     disrupted: bool = False
     out_of_memory: bool = False
     summary: Mapping[str, Any] | None = None
+    trace: str = ""
     node: str = ""
 
 
@@ -188,6 +192,7 @@ def pod(found: Object) -> Pod:
     state = containers[0].get("state", {}) if containers else {}
     reason, message = _why_it_waits(status, state)
     ended = state.get("terminated") or {}
+    told = summary(ended.get("message", ""))
     return Pod(
         meta["name"],
         str(status.get("phase", "Pending")),
@@ -196,13 +201,23 @@ def pod(found: Object) -> Pod:
         ended.get("exitCode"),
         disrupted="DisruptionTarget" in true or status.get("reason") in ("Evicted", "Shutdown", "NodeLost"),
         out_of_memory=ended.get("reason") == "OOMKilled",
-        summary=summary(ended.get("message", "")),
+        summary=told,
+        trace="" if told else _last_line(ended.get("message", "")),
         node=str(found.get("spec", {}).get("nodeName", "")),
     )
 
 
+def _last_line(text: str) -> str:
+    """Of what a container left that could not start, or died before entry could speak."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
+
+
 def _why_it_waits(status: Object, state: Object) -> tuple[str, str]:
-    if waiting := state.get("waiting"):
+    """Its container's own reason; that of an init container (a training operator's) where that one waits."""
+    first = [c["state"]["waiting"] for c in status.get("initContainerStatuses") or () if "waiting" in c["state"]]
+    named = [w for w in first if w.get("reason") not in (None, "PodInitializing")]
+    if waiting := named[0] if named else state.get("waiting"):
         return waiting.get("reason", ""), waiting.get("message", "")
     if status.get("phase") == "Pending":
         for condition in status.get("conditions") or ():
