@@ -215,8 +215,8 @@ def _last_line(text: str) -> str:
 
 def _why_it_waits(status: Object, state: Object) -> tuple[str, str]:
     """Its container's own reason; that of an init container (a training operator's) where that one waits."""
-    first = [c["state"]["waiting"] for c in status.get("initContainerStatuses") or () if "waiting" in c["state"]]
-    named = [w for w in first if w.get("reason") not in (None, "PodInitializing")]
+    first = [c.get("state", {}).get("waiting", {}) for c in status.get("initContainerStatuses") or ()]
+    named = [waiting for waiting in first if waiting.get("reason", "PodInitializing") != "PodInitializing"]
     if waiting := named[0] if named else state.get("waiting"):
         return waiting.get("reason", ""), waiting.get("message", "")
     if status.get("phase") == "Pending":
