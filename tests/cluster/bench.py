@@ -15,15 +15,15 @@ import yaml
 from fusechat.pins import origins
 from fusechat.plan import Plan, Step, plan, resolve_step
 from fusechat.spec import FusionRun, load
-from fusechat.store import Manifest, Store
+from fusechat.store import Manifest
 from fusechat_operator import children, jobs, naming, pods
 from fusechat_operator.settings import DefaultStore, Settings
 from fusechat_stages import origins as places
 
 from tests import tiny
+from tests.cluster.installed import put_folder
 from tests.cluster.node import SECRET, Node
 
-ORIGINS = "s3://fuse/tiny"
 NO_GPU = {stage: {"gpus": 0} for stage in ("extract", "fuse", "evaluate")}
 SECONDS = 180.0
 
@@ -98,13 +98,11 @@ class Bench:
         return self.node.kubectl("logs", *words, "--tail=30", check=False)
 
 
-def put_tiny(folder: Path) -> dict[str, Any]:
+def put_tiny(node: Node, folder: Path) -> dict[str, Any]:
     """The tiny models and data, made in `folder` and put on S3; the spec that names them there."""
     spec = yaml.safe_load(tiny.build(folder).read_text())["spec"]
-    target = Store(ORIGINS)
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        target.put_bytes(path.relative_to(folder).as_posix(), path.read_bytes())
-    return dict(json.loads(json.dumps(spec).replace("file://.", ORIGINS)))
+    put_folder(folder, node.origins)
+    return dict(json.loads(json.dumps(spec).replace("file://.", node.origins)))
 
 
 def apply(
@@ -135,7 +133,7 @@ def pins_of_a_laptop(bench: Bench, folder: Path) -> dict[str, str]:
     """The pins of the same origins as file:// on this machine."""
     found = {}
     for name, origin in origins(bench.run).items():
-        uri = origin.uri.replace(ORIGINS, folder.as_uri())
+        uri = origin.uri.replace(bench.node.origins, folder.as_uri())
         lister = places.list_model if origin.kind == "model" else places.list_data
         found[name] = places.pin(uri, None, lister(uri, None))
     return found

@@ -30,7 +30,6 @@ from tests.cluster.node import Node, running_node
 from tests.conftest import CHECKOUT
 
 TINY = CHECKOUT / "examples" / "tiny"
-MODELS = "s3://fuse/tiny-models"
 NAMESPACE = "fusion"
 FUSECHAT = Path(sys.executable).with_name("fusechat")
 
@@ -56,9 +55,9 @@ def show(node: Node, place: Path, wait: bool) -> int:
         installed.install(node)
     installed.restricted_namespace(node, NAMESPACE)
     node.give_secret(NAMESPACE)
-    with told(f"the models and their data to {MODELS}"):
-        installed.put_folder(TINY / "build", MODELS)
-    run = installed.on_cluster(TINY.with_suffix(".yaml"), "file://./tiny/build", MODELS)
+    with told(f"the models and their data to {node.origins}"):
+        installed.put_folder(TINY / "build", node.origins)
+    run = installed.on_cluster(TINY.with_suffix(".yaml"), "file://./tiny/build", node.origins)
     path = place / "tiny.yaml"
     path.write_text(yaml.safe_dump(run, sort_keys=False))
     begun = time.monotonic()

@@ -57,6 +57,11 @@ class Node(Plane):
     seconds: dict[str, float] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
 
+    @property
+    def origins(self) -> str:
+        """Where the models and data of runs lie: beside the artifacts, so that one bucket does."""
+        return f"{self.store.uri.rstrip('/')}/origins"
+
     def namespace(self) -> str:
         """A fresh namespace under Pod Security `restricted`, with the store's Secret."""
         name = super().namespace()

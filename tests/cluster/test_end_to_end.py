@@ -34,7 +34,7 @@ def node(node):
 @pytest.fixture(scope="module")
 def spec(node, tmp_path_factory):
     """The tiny run, its origins on S3."""
-    return {**bench.put_tiny(tmp_path_factory.mktemp("tiny")), "resources": RESOURCES}
+    return {**bench.put_tiny(node, tmp_path_factory.mktemp("tiny")), "resources": RESOURCES}
 
 
 def apply(node, name, spec):

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def spec(node: Node, folder: Path) -> dict[str, Any]:
     """The tiny run, its origins on S3."""
-    return bench.put_tiny(folder)
+    return bench.put_tiny(node, folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,14 @@ def test_steps_run_restricted_and_publish_under_the_addresses_of_a_laptop(begun,
 
 def test_bad_data_is_not_tried_again_and_its_sentence_reaches_the_operator(begun):
     step = begun.plan.step("fetch-a")
-    nowhere = replace(step, address=f"fetch/{'0' * 64}", runtime={**step.runtime, "uri": "s3://fuse/nowhere"})
+    uri = f"{begun.node.origins}/nowhere"
+    nowhere = replace(step, address=f"fetch/{'0' * 64}", runtime={**step.runtime, "uri": uri})
     begun.create(nowhere)
     child, pod = begun.ended(nowhere), pod_of(begun, nowhere)
     assert (child.phase, child.reason, pod.exit_code) == ("Failed", "PodFailurePolicy", 65)
     found = cause(child, [pod], [])
     assert (found.kind, found.exit_code) == ("bug", 65)
-    assert "s3://fuse/nowhere: nothing lies there" in found.sentence
+    assert f"{uri}: nothing lies there" in found.sentence
 
 
 def test_a_container_over_its_memory_is_a_bug_that_says_what_to_do(node, spec, begun):
