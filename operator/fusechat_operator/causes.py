@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusechat_operator.children import Child, Pod, failed_pods
+from fusechat_operator.children import Child, Pod, failed_pods, seconds
 
 Kind = Literal["disruption", "infrastructure", "bug"]
 BUG_CODES = frozenset({64, 65, 66, 70})
 OUTSIDE_CODES = frozenset({69, 75})
+ECHOES = frozenset({1, 70})
+"""What a process ends with whose peer is gone: a fault of its own, as far as it knows."""
+
 SIGKILLED, SIGTERMED = 137, 143
 
 OVERFULL = re.compile(r"exceed(s|ed) (its|the) .*limit")
@@ -37,15 +40,30 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
     The Pods that are left speak first; where they are gone, the newest record that entry wrote to the store
     since the child was made; where neither says anything, a Pod vanished, which is a disruption.
     """
-    found = [_of_pod(pod) for pod in failed_pods(pods)]
-    if not found and (record := _newest(attempts, child)):
-        found = [_of_code(int(record["exitCode"]), str(record.get("error", "")))]
+    found, together = [_of_pod(pod) for pod in failed_pods(pods)], train_together(child)
+    records = [_of_code(int(told["exitCode"]), str(told.get("error", ""))) for told in _since(attempts, child)]
+    if together:
+        found += records
+    elif not found:
+        found = records[-1:]
+    if together and len(pods) < child.pods and all(c.exit_code in ECHOES for c in found):
+        found = []  # nobody says why, and a Pod is gone: they lost that one
     if found:
-        # A worker that lost its peer only reports the loss; the bug explains it.
-        return min(found, key=lambda c: (_RANK[c.kind], c.exit_code is None))
+        return min(found, key=lambda c: _rank(c, together))
     if child.reason == "DeadlineExceeded":
         return Cause("bug", None, "it ran past its deadline")
     return Cause("disruption", None, f"its Pod vanished ({child.message or child.reason or 'no trace left'})")
+
+
+def train_together(child: Child) -> bool:
+    """Whether its Pods are ranks of one training: who loses a peer fails too, and does not know why."""
+    return child.pods > 1 and child.address.startswith("fuse/")
+
+
+def _rank(cause: Cause, together: bool) -> tuple[int, bool]:
+    """The cause that explains the others comes first."""
+    echo = together and cause.kind == "bug" and cause.exit_code in ECHOES
+    return 3 if echo else _RANK[cause.kind], cause.exit_code is None
 
 
 _RANK = {"bug": 0, "infrastructure": 1, "disruption": 2}
@@ -61,7 +79,7 @@ def _of_pod(pod: Pod) -> Cause:
     code = pod.exit_code
     if OVERFULL.search(pod.message) and pod.reason == "Evicted":
         return Cause("bug", code, f"it needs more disk: {pod.message.strip()} Give the stage more scratch")
-    if code in BUG_CODES:
+    if code in BUG_CODES - ECHOES:
         return _of_code(int(code), sentence, pod.trace)
     if pod.disrupted:
         return Cause("disruption", code, f"Pod {pod.name} was taken away ({pod.message or pod.reason})")
@@ -82,8 +100,7 @@ def _of_code(code: int, sentence: str, trace: str = "") -> Cause:
     return Cause("bug", code, sentence or f"exit code {code}{': ' + trace if trace else ''}")
 
 
-def _newest(attempts: Sequence[Mapping[str, Any]], child: Child) -> Mapping[str, Any] | None:
-    from fusechat_operator.children import seconds
-
+def _since(attempts: Sequence[Mapping[str, Any]], child: Child) -> list[Mapping[str, Any]]:
+    """Records of attempts that failed since the child was made, the newest last."""
     since = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= child.created]
-    return max(since, key=lambda a: str(a["ended"]), default=None)
+    return sorted(since, key=lambda a: str(a["ended"]))

@@ -14,7 +14,7 @@ from fusechat.progress import Observed, State
 from fusechat.spec import Gates
 
 from fusechat_operator import jobs
-from fusechat_operator.causes import Cause, cause
+from fusechat_operator.causes import Cause, cause, train_together
 from fusechat_operator.children import Child, Pod, failed_pods
 from fusechat_operator.facts import UNKNOWN, Artifact, Look
 from fusechat_operator.memory import SHORT, Line, Memory
@@ -275,7 +275,7 @@ class Scanner:
         if pods is UNKNOWN:
             return None
         attempts: Sequence[dict[str, object]] = ()
-        if not failed_pods(pods):
+        if train_together(child) or not failed_pods(pods):
             found = self.look("attempts", str(step.address))
             if found is UNKNOWN:
                 return None
