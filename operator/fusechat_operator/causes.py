@@ -41,7 +41,7 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
     since the child was made; where neither says anything, a Pod vanished, which is a disruption.
     """
     found, together = [_of_pod(pod) for pod in failed_pods(pods)], train_together(child)
-    records = [_of_code(int(told["exitCode"]), str(told.get("error", ""))) for told in _since(attempts, child)]
+    records = [_of_code(int(a["exitCode"]), str(a.get("error", ""))) for a in _since(attempts, child)]
     if together:
         found += records
     elif not found:
