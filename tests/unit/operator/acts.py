@@ -30,14 +30,13 @@ def step_of(found: Mapping[str, Any]) -> str:
 
 
 def told(found: Mapping[str, Any]) -> launch.Launch:
-    """What a child's Pods are told."""
+    """What a child's Pods are told. Of a TrainJob ask its TrainingRuntime."""
     spec = found["spec"]
-    if found["kind"] == "TrainJob":
-        args = spec["trainer"]["args"]
-    else:
-        replicas = spec.get("pytorchReplicaSpecs")
-        template = replicas["Master"]["template"] if replicas else spec["template"]
-        args = template["spec"]["containers"][0]["args"]
+    if found["kind"] == "TrainingRuntime":
+        spec = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    replicas = spec.get("pytorchReplicaSpecs")
+    template = replicas["Master"]["template"] if replicas else spec["template"]
+    args = template["spec"]["containers"][0]["args"]
     plain = [a.replace("$(JOB_COMPLETION_INDEX)", "0").replace("$$", "$") for a in args]
     return launch.parse(plain)
 
@@ -50,7 +49,7 @@ def finish(world: Any, found: Object) -> None:
 
 def publish(world: Any, found: Object, content: str = "") -> None:
     """Its artifact, unless there is one; other `content` is other bytes."""
-    asked = told(found)
+    asked = world.told(found)
     there = {role: at for role, at in asked.inputs.items() if at in world.artifacts}
     inputs = {role: InputRef(at, world.artifacts[at].digest) for role, at in there.items()}
     metrics = dict(METRICS.get(asked.stage, {})) | world.metrics.get(step_of(found), {})

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fusechat.launch import Launch
 from fusechat_operator.children import Child, child, pod
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS
 from fusechat_operator.status import timestamp
 
-from tests.unit.operator.acts import step_of, told
+from tests.unit.operator.acts import CONTAINERS, step_of, told
 from tests.unit.operator.runs import Object, kept
 
 BEGINNING = 1_800_000_000.0
@@ -33,6 +34,7 @@ class Things:
         self.now, self.count = BEGINNING, 0
         self.runs: dict[str, Object] = {}
         self.children: dict[str, Object] = {}
+        self.others: dict[str, Object] = {}
         self.pods: dict[str, list[Object]] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.documents: dict[str, Mapping[str, Any]] = {}
@@ -101,10 +103,12 @@ class Things:
         if sentence := self.refuses(dict(manifest)):
             self._refusals[meta["name"]] = (self.now, sentence)
             return False
-        if key in self.children or kind == "Service":
+        if kind not in CONTAINERS:
+            self.others[key] = dict(manifest)  # a Service or the like, which does nothing by itself
+        if key in self.children or kind not in CONTAINERS:
             return True
         found = copy.deepcopy(dict(manifest))
-        missing = set(told(found).inputs.values()) - self.artifacts.keys()
+        missing = set(self.told(found).inputs.values()) - self.artifacts.keys()
         assert not missing or self.loses, f"{step_of(found)} is created before {missing} are published"
         self.count += 1
         found["metadata"] |= {
@@ -145,6 +149,12 @@ class Things:
         self.pods.pop(found["metadata"]["name"], None)
 
     # what children do
+
+    def told(self, found: Object) -> Launch:
+        """What a child's Pods are told."""
+        if found["kind"] == "TrainJob":
+            found = self.others[f"TrainingRuntime/{found['spec']['runtimeRef']['name']}"]
+        return told(found)
 
     def active(self) -> list[Object]:
         return [found for found in self.children.values() if child(found).phase == "Active"]
