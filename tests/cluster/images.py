@@ -81,7 +81,9 @@ def _wheels() -> Path:
     folder = CACHE / f"wheels-{known}"
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=CACHE))
+        for old in CACHE.glob("wheels-*"):  # other locks', and what a killed download left
+            shutil.rmtree(old)
+        half = Path(tempfile.mkdtemp(dir=CACHE, prefix="wheels-"))
         for lock in locks:
             pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
             _run([*pip, f"--dest={half}", f"--requirement={lock}"])
