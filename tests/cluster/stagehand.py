@@ -21,6 +21,7 @@ from fusechat.errors import FusechatError
 from fusechat.store import InputRef, Manifest, Store
 from fusechat_operator import naming
 from kubernetes import client, config, watch
+from urllib3.exceptions import HTTPError
 
 
 @dataclass
@@ -119,7 +120,8 @@ class Stagehand(threading.Thread):
 
     def _play(self, pod: Any, act: Act) -> None:
         told, attempt, started = self._told(pod), str(uuid.uuid4()), _now()
-        time.sleep(max(0.0, act.seconds - 0.15))
+        if self._ended.wait(max(0.0, act.seconds - 0.15)):
+            return  # the cluster is gone
         record = {"exitCode": act.exit_code, "attempt": attempt, "started": started, "ended": _now()}
         if act.exit_code:
             record["error"] = act.error
@@ -132,12 +134,13 @@ class Stagehand(threading.Thread):
                 self.store.put_json(f"{told.address}/attempts/{attempt}.json", record)
                 return
             except FusechatError:
-                time.sleep(1)
+                if self._ended.wait(1):
+                    return
 
     def _alive(self, pod: Any) -> bool:
         try:
             found = self.api.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
-        except client.ApiException:
+        except (client.ApiException, HTTPError):  # gone, with or without its cluster
             return False
         return found.metadata.deletion_timestamp is None
 
