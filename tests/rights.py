@@ -33,6 +33,7 @@ WHERE_RUNS_ARE = _table("""
     batch                 jobs               get list watch create patch delete
     kubeflow.org          pytorchjobs        get list watch create patch delete
     trainer.kubeflow.org  trainjobs          get list watch create delete
+    trainer.kubeflow.org  trainingruntimes   create
     core                  services           create
     core                  pods               list
     core                  events             get create patch
@@ -73,7 +74,7 @@ ANSWER: dict[str, Any] = {
     "preferredVersion": {"version": "v1beta2"},
 }
 GONE = {kind: Child(kind, "x", "1", "1", "", "", False, "Failed") for kind in KINDS}
-MADE = [{"kind": kind, "metadata": {"namespace": "runs"}} for kind in (*KINDS, "Service")]
+MADE = [{"kind": kind, "metadata": {"namespace": "runs"}} for kind in (*KINDS, "Service", "TrainingRuntime")]
 
 CALLS: dict[str, list[tuple[Any, ...]]] = {
     "run": [("runs", "x")],

@@ -277,6 +277,8 @@ class Cluster:
 def _path(kind: str, namespace: str) -> str:
     if kind == "Service":
         return f"/api/v1/namespaces/{namespace}/services"
+    if kind == "TrainingRuntime":
+        return f"/apis/{naming.API_VERSIONS['TrainJob']}/namespaces/{namespace}/trainingruntimes"
     return f"/apis/{naming.API_VERSIONS[kind]}/namespaces/{namespace}/{naming.PLURALS[kind]}"
 
 

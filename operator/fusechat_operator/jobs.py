@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusechat import launch
+from fusechat.address import digest
 from fusechat.plan import Plan, Step
 from fusechat.spec import FusionRun, seconds
 
@@ -51,14 +52,14 @@ def name_of(step: Step, place: pods.Place) -> str:
 
 
 def build(work: Work, step: Step) -> list[Manifest]:
-    """The child, and before it the Service that it needs, if any."""
+    """The child, and before it the Service or the TrainingRuntime that it needs, if any."""
     kind = kind_of(step, work.launcher)
     if step.stage != "fuse":
         return [_job(work, step)]
     if kind == "PyTorchJob":
         return [_pytorchjob(work, step)]
     if kind == "TrainJob":
-        return [_trainjob(work, step)]
+        return _trainjob(work, step)
     nodes = int(step.runtime.get("nodes", 1))
     job = _fuse_job(work, step, nodes)
     return [_service(work, step), job] if nodes > 1 else [job]
@@ -186,10 +187,15 @@ def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
 
 
-def _service(work: Work, step: Step) -> Manifest:
-    meta = _metadata(work, step)
+def _unqueued(meta: Manifest) -> Manifest:
+    """For an object that no queue is to see."""
     for label in (naming.QUEUE, naming.QUEUE_PRIORITY):
         meta["labels"].pop(label, None)
+    return meta
+
+
+def _service(work: Work, step: Step) -> Manifest:
+    meta = _unqueued(_metadata(work, step))
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -225,52 +231,32 @@ def _pytorchjob(work: Work, step: Step) -> Manifest:
     return {"apiVersion": api, "kind": "PyTorchJob", "metadata": _metadata(work, step), "spec": spec}
 
 
-def _trainjob(work: Work, step: Step) -> Manifest:
-    """A TrainJob on the chart's runtime, which sets what a TrainJob may not (no retry, Pod labels)."""
-    template = _template(work, step, "node")
-    pod = template["spec"]
-    container = pod["containers"][0]
-    kept = (
-        "serviceAccountName",
-        "nodeSelector",
-        "tolerations",
-        "affinity",
-        "imagePullSecrets",
-        "securityContext",
-        "volumes",
-        "terminationGracePeriodSeconds",
-    )
-    patch = {key: pod[key] for key in kept if key in pod}
-    patch["containers"] = [
-        {
-            "name": "node",
-            "securityContext": container["securityContext"],
-            "volumeMounts": container["volumeMounts"],
-        }
-    ]
-    job = {
-        "name": "node",
-        "template": {"spec": {"template": {"metadata": template["metadata"], "spec": patch}}},
-    }
-    trainer = {
-        "numNodes": int(step.runtime.get("nodes", 1)),
-        "numProcPerNode": 1,
-        "image": container["image"],
-        "command": container["command"],
-        "args": container["args"],
-        "env": container["env"],
-        "resourcesPerNode": container["resources"],
-    }
-    spec = {
-        **_held(work),
-        "runtimeRef": {"name": work.settings.trainer_runtime},
-        "trainer": trainer,
-        "runtimePatches": [
-            {
-                "manager": "fusechat.io/operator",
-                "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
-            }
-        ],
-    }
+def _trainjob(work: Work, step: Step) -> list[Manifest]:
+    """A TrainJob on a TrainingRuntime of its own, which holds all of its Pods.
+
+    What a TrainJob may say of its Pods differs from release to release of Trainer (podSpecOverrides,
+    podTemplateOverrides, runtimePatches), Kueue drops what it does not know, and none has a priority class.
+    """
+    runtime = _runtime(work, step)
+    api, nodes = naming.API_VERSIONS["TrainJob"], int(step.runtime.get("nodes", 1))
+    reference = {"apiGroup": api.split("/")[0], "kind": runtime["kind"], "name": runtime["metadata"]["name"]}
+    spec = {**_held(work), "runtimeRef": reference, "trainer": {"numNodes": nodes, "numProcPerNode": 1}}
+    made = {"apiVersion": api, "kind": "TrainJob", "metadata": _metadata(work, step), "spec": spec}
+    return [runtime, made]
+
+
+def _runtime(work: Work, step: Step) -> Manifest:
+    """One attempt, as by every launcher. Its name has its content's digest: made once, never changed."""
+    nodes = int(step.runtime.get("nodes", 1))
+    once: Manifest = {"backoffLimit": 0, "podReplacementPolicy": "Failed"}
+    once |= {"completions": nodes, "parallelism": nodes}  # Trainer knows them by numNodes, Kueue only so
+    once |= {"template": _template(work, step, "node")}
+    label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}  # by which Trainer finds its container
+    job = {"name": "node", "template": {"metadata": {"labels": label}, "spec": once}}
+    job_set = {"failurePolicy": {"maxRestarts": 0}, "replicatedJobs": [job]}
+    spec = {"mlPolicy": {"numNodes": nodes, "torch": {}}, "template": {"spec": job_set}}
+    meta = _unqueued(_metadata(work, step))
+    meta["name"] = f"{meta['name']}-{digest(spec)[:8]}"
+    meta["labels"]["trainer.kubeflow.org/framework"] = "torch"
     api = naming.API_VERSIONS["TrainJob"]
-    return {"apiVersion": api, "kind": "TrainJob", "metadata": _metadata(work, step), "spec": spec}
+    return {"apiVersion": api, "kind": "TrainingRuntime", "metadata": meta, "spec": spec}

@@ -40,7 +40,6 @@ class Settings:
     namespaces: tuple[str, ...] = ()
     cluster: str = "cluster"
     store: DefaultStore | None = None
-    trainer_runtime: str = "fusechat"
     scratch_requests: bool = True
     run_as: int = 65532
     workers: int = 16
@@ -70,7 +69,6 @@ def read(environ: Mapping[str, str]) -> Settings:
         namespaces=_names(environ, "FUSECHAT_WATCH_NAMESPACES"),
         cluster=environ.get("FUSECHAT_CLUSTER") or "cluster",
         store=_store(environ),
-        trainer_runtime=environ.get("FUSECHAT_TRAINER_RUNTIME") or "fusechat",
         scratch_requests=(environ.get("FUSECHAT_SCRATCH_REQUESTS") or "true") == "true",
         run_as=int(_number(environ, "FUSECHAT_RUN_AS", 65532)),
         workers=int(_number(environ, "FUSECHAT_WORKERS", 16)),

@@ -2,7 +2,7 @@
 
 The operator runs as a process with a token of the chart's ServiceAccount and the chart's environment, so that
 a right that is missing shows as a run that does not end. Kubeflow Trainer is real and there is no training
-operator: the run goes through a TrainJob on the chart's own runtime.
+operator: the run goes through a TrainJob.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def has_trainer(plane: Plane) -> bool:
     return bool(plane.kubectl("api-resources", "--api-group=trainer.kubeflow.org", "--no-headers"))
 
 
-def values(mode: str, trainer: bool) -> Object:
+def values(mode: str) -> Object:
     health, metrics = free_ports(2)
     store = {"uri": BUCKET_PREFIX, "endpoint": os.environ["AWS_ENDPOINT_URL_S3"]}
     return {
@@ -42,7 +42,6 @@ def values(mode: str, trainer: bool) -> Object:
         "fullnameOverride": mode,
         "store": store,
         "stages": {"scratchRequests": False},
-        "trainer": {"runtime": trainer and mode == WIDE, "runtimeName": WIDE},
         "tuning": {"pollSeconds": 5, "queueSeconds": 4, "leaseSeconds": 7},
         "ports": {"health": health, "metrics": metrics},
     }
@@ -59,7 +58,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 @pytest.fixture(scope="module")
 def installed(plane: Plane) -> Iterator[dict[str, list[Object]]]:
     """Both installations, by `helm template | kubectl apply`; what was applied."""
-    told = {mode: values(mode, has_trainer(plane)) for mode in MODES}
+    told = {mode: values(mode) for mode in MODES}
     made = {mode: render(told[mode], "--include-crds", namespace=mode) for mode in MODES}
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     for name in (WIDE, NARROW, WATCHED, ELSEWHERE):
@@ -68,7 +67,7 @@ def installed(plane: Plane) -> Iterator[dict[str, list[Object]]]:
         plane.apply(*objects)
     yield made
     if os.environ.get("KUBECONFIG"):
-        kinds = ("ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
+        kinds = ("ClusterRole", "ClusterRoleBinding")
         listed = [o for objects in made.values() for o in objects if o["kind"] in kinds]
         plane.kubectl(
             "delete", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": listed})
@@ -276,8 +275,6 @@ def test_helm_installs_upgrades_and_uninstalls_it_and_leaves_the_runs(plane, ins
     told = ("fusechat", str(CHART), "--set=rbac.aggregate=false", f"--set=watchNamespaces={{{BY_HELM}}}")
     assert "kubectl apply -n NAMESPACE -f fusionrun.yaml" in run("install", *told, "--create-namespace")
     assert len(there()) == 8
-    if has_trainer(plane):
-        assert plane.get("clustertrainingruntime", "fusechat")
     plane.apply(a_run("kept", namespace=BY_HELM, suspend=True))
     generation = plane.get("deployment", "fusechat", BY_HELM)["metadata"]["generation"]
     run("upgrade", *told)

@@ -6,7 +6,6 @@ import yaml
 
 from tests.helm import CHART
 
-TRAINER = "trainer.kubeflow.org/v1alpha1/ClusterTrainingRuntime"
 EVERYTHING = {
     "watchNamespaces": ["team-a", "team-b"],
     "clusterName": "west",
@@ -29,7 +28,6 @@ EVERYTHING = {
         "runAs": 1000,
         "scratchRequests": False,
     },
-    "trainer": {"runtime": True, "runtimeName": "mine"},
     "tuning": {
         "workers": 8,
         "storeThreads": 9,
@@ -59,7 +57,6 @@ LITTLE = {
     "rbac": {"aggregate": False},
     "podDisruptionBudget": {"enabled": False},
     "metrics": {"service": False},
-    "trainer": {"runtime": False},
     "replicas": 1,
 }
 SETS = {

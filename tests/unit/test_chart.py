@@ -18,7 +18,7 @@ from fusechat_operator.health import Heartbeat
 from tests import rights
 from tests.conftest import CHECKOUT
 from tests.helm import CHART, NAMESPACE, helm, of_kind, operator_pod, render
-from tests.unit.chart_values import EVERYTHING, LITTLE, SETS, TRAINER
+from tests.unit.chart_values import EVERYTHING, LITTLE, SETS
 
 OLDEST, NEWEST = "1.31", "1.37"
 """Kubernetes: the chart's kubeVersion, and the newest whose schemas kubernetes-validate has."""
@@ -33,11 +33,7 @@ DIGEST = f"sha256:{'b' * 64}"
 @pytest.mark.parametrize("name", SETS)
 def test_every_object_is_valid(name, version):
     objects = render(SETS[name], "--include-crds")
-    custom = {
-        "ClusterTrainingRuntime",
-        "ServiceMonitor",
-    }  # the first is applied by tests/cluster/test_chart.py
-    checked = [o for o in objects if o["kind"] not in custom]
+    checked = [o for o in objects if o["kind"] != "ServiceMonitor"]
     assert len(checked) >= 5
     for each in checked:
         kubernetes_validate.validate(each, version, strict=True)
@@ -48,7 +44,7 @@ def test_names_are_unique_and_every_namespaced_object_says_where_it_lies(name):
     objects = render(SETS[name])
     keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(set(keys)) == len(keys)
-    everywhere = {"ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime"}
+    everywhere = {"ClusterRole", "ClusterRoleBinding"}
     assert all((kind in everywhere) == (namespace is None) for kind, namespace, _ in keys)
 
 
@@ -58,7 +54,7 @@ def test_lint_finds_nothing():
 
 
 def test_little_leaves_out_what_it_switches_off():
-    kinds = {o["kind"] for o in render(LITTLE, "--api-versions", TRAINER)}
+    kinds = {o["kind"] for o in render(LITTLE)}
     assert kinds == {"Deployment", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
 
 
@@ -194,29 +190,3 @@ def test_people_get_fusion_runs_with_the_clusters_own_roles():
     assert roles["view"]["rules"][0]["verbs"] == ["get", "list", "watch"]
     assert {"create", "delete", "patch"} <= set(roles["edit"]["rules"][0]["verbs"])
     assert roles["edit"]["rules"][0]["resources"] == ["fusionruns"]  # its status is the operator's
-
-
-# Kubeflow Trainer
-
-
-@pytest.mark.parametrize(
-    ("told", "known", "made"),
-    [("auto", False, 0), ("auto", True, 1), (True, False, 1), (True, True, 1), (False, True, 0)],
-)
-def test_the_runtime_is_made_where_trainer_is_or_as_told(told, known, made):
-    flags = ["--api-versions", TRAINER] if known else []
-    assert len(of_kind(render({"trainer": {"runtime": told}}, *flags), "ClusterTrainingRuntime")) == made
-
-
-def test_the_runtime_says_what_a_trainjob_cannot():
-    (runtime,) = of_kind(render(EVERYTHING), "ClusterTrainingRuntime")
-    assert runtime["metadata"]["name"] == "mine"
-    spec = runtime["spec"]["template"]["spec"]
-    (job,) = spec["replicatedJobs"]
-    pod = job["template"]["spec"]["template"]["spec"]
-    assert spec["failurePolicy"] == {"maxRestarts": 0}
-    assert job["name"] == "node"
-    assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    assert job["template"]["spec"]["backoffLimit"] == 0
-    assert (pod["restartPolicy"], pod["automountServiceAccountToken"]) == ("Never", False)
-    assert [(c["name"], c["imagePullPolicy"]) for c in pod["containers"]] == [("node", "Always")]

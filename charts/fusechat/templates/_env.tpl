@@ -22,7 +22,6 @@
 {{- end }}
 - {name: FUSECHAT_RUN_AS, value: {{ int64 .Values.stages.runAs | quote }}}
 - {name: FUSECHAT_SCRATCH_REQUESTS, value: {{ .Values.stages.scratchRequests | quote }}}
-- {name: FUSECHAT_TRAINER_RUNTIME, value: {{ .Values.trainer.runtimeName | quote }}}
 {{- with .Values.tuning }}
 - {name: FUSECHAT_WORKERS, value: {{ int64 .workers | quote }}}
 - {name: FUSECHAT_STORE_THREADS, value: {{ int64 .storeThreads | quote }}}

@@ -32,9 +32,3 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $image := index . 1 }}
 {{- $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default $root.Chart.AppVersion $image.tag }}{{ end }}
 {{- end }}
-
-{{/* Whether the ClusterTrainingRuntime is made: "true" or nothing. */}}
-{{- define "fusechat.makesRuntime" -}}
-{{- $known := .Capabilities.APIVersions.Has "trainer.kubeflow.org/v1alpha1/ClusterTrainingRuntime" }}
-{{- if or (eq (toString .Values.trainer.runtime) "true") (and (eq (toString .Values.trainer.runtime) "auto") $known) }}true{{ end }}
-{{- end }}

@@ -18,6 +18,9 @@ What the operator may do where runs are: the calls of cluster.py and the watches
 - apiGroups: [trainer.kubeflow.org]
   resources: [trainjobs]
   verbs: [get, list, watch, create, delete]
+- apiGroups: [trainer.kubeflow.org]
+  resources: [trainingruntimes] # what a TrainJob's Pods are; the garbage collector deletes it
+  verbs: [create]
 - apiGroups: [""]
   resources: [services] # where the ranks of an Indexed Job meet; the garbage collector deletes it
   verbs: [create]
