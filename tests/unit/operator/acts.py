@@ -30,7 +30,7 @@ def step_of(found: Mapping[str, Any]) -> str:
 
 
 def told(found: Mapping[str, Any]) -> launch.Launch:
-    """What a child's Pods are told. Of a TrainJob ask its TrainingRuntime."""
+    """What a child's Pods are told; of a TrainJob its TrainingRuntime says it."""
     spec = found["spec"]
     if found["kind"] == "TrainingRuntime":
         spec = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]

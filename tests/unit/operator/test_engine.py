@@ -1,0 +1,190 @@
+"""The loop around reconcile: its order of effects, what it remembers, how it takes refusals and silence."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fusechat_operator.children import child
+from fusechat_operator.cluster import ApiRefusal
+from fusechat_operator.facts import Trouble
+from fusechat_operator.reconcile import Decision, Event
+
+from tests.unit.operator.acts import fails, step_of
+from tests.unit.operator.edges import EFFECTS, KEY, an_engine, look, work
+from tests.unit.operator.runs import a_run
+from tests.unit.operator.world import World, begun
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Makes an engine and its edges for a world."""
+    return lambda world: an_engine(world, monkeypatch)
+
+
+def test_a_decision_is_carried_out_in_its_order(told):
+    world = begun("fuse-s0")
+    engine, edges = told(world)
+    manifests = World(a_run()).decide().create
+    there = child(world.child_of("fuse-s0"))
+    decision = Decision(
+        documents={"runs/u.json": {}},
+        forget=("fuse/abc",),
+        create=manifests[:2],
+        status={**world.status(), "stage": "new"},
+        delete=(there,),
+        keep=(there,),
+        events=(Event("Normal", "StepStarted", "x"),),
+        again=3.0,
+    )
+    again = asyncio.run(engine._carry_out(KEY, world.runs["run"], decision))
+    kinds = [entry.partition(" ")[0] for entry in edges.log]
+    assert sorted(set(kinds), key=kinds.index) == list(EFFECTS)
+    assert again == 3.0
+
+
+def test_the_worlds_order_of_effects_is_the_engines(told):
+    """So that what the laws say of crashes in World is true of the engine."""
+    one, other = World(a_run()), World(a_run())
+    engine, _ = told(one)
+    for world in (one, other):
+        world.script = {"fuse-s0": [fails(75)], "extract-s1": [fails(65)]}
+    for _ in range(30):
+        look(engine)
+        other.turn()
+        assert one.created == other.created
+        assert one.deleted == other.deleted
+        assert one.status() == other.status()
+        assert one.kept == other.kept
+        if one.over():
+            break
+        for world in (one, other):
+            world.now += 5.0
+            for found in world.active():
+                world.play(found)
+    assert one.over()
+
+
+def test_a_run_goes_through_the_engine_to_its_end(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    for _ in range(30):
+        look(engine, 2)
+        for found in world.active():
+            world.play(found)
+        world.now += 1.0
+    assert world.condition("Succeeded")["status"] == "True"
+    assert sorted(world.created) == sorted(set(world.created))
+    edges.done("run")
+    assert look(engine) is None
+    assert edges.log == ["run"], "an ended run costs one read"
+
+
+def test_the_same_status_is_not_written_twice(told):
+    world = begun("fuse-s0")
+    engine, edges = told(world)
+    look(engine, 3)
+    assert edges.done("status", "event", "create", "delete") == []
+
+
+def test_a_child_that_is_refused_is_remembered_said_and_not_sent_again_at_once(told):
+    world = World(a_run())
+    world.refuses = lambda found: "exceeded quota: few" if step_of(found) == "fetch-s0" else ""
+    engine, edges = told(world)
+    assert look(engine) == 0.05
+    assert edges.done("status") == [], "it is looked at again first"
+    assert look(engine) > 1
+    assert (
+        "fetch-s0: the API server does not take its child: exceeded quota: few"
+        in (world.condition("Ready")["message"])
+    )
+    edges.log.clear()
+    world.now += 10
+    look(engine, 3)
+    assert "create fetch-s0" not in edges.log
+    world.refuses = lambda found: ""
+    world.now += 10
+    look(engine, 2)
+    assert edges.log.count("create fetch-s0") == 1
+    assert world.line("fetch-s0")["state"] == "Running"
+
+
+def test_a_refusal_that_waiting_may_mend_is_raised(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.raises["create"] = [ApiRefusal(429, "TooManyRequests", "slow down")]
+    with pytest.raises(ApiRefusal, match="slow down"):
+        look(engine)
+
+
+def test_after_a_conflict_the_run_is_looked_at_again_at_once(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.raises["status"] = [ApiRefusal(409, "Conflict", "modified")] * 3
+    for _ in range(3):
+        again = work(engine)
+        assert again is not None
+        assert again < 0.1
+    work(engine)
+    assert world.line("fetch-s0")["state"] == "Running"
+    assert max(map(world.created.count, world.created)) == 1
+
+
+def test_an_edit_during_a_look_is_a_conflict_and_not_overwritten(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    create = edges.create
+
+    async def and_then_somebody_edits(manifest):
+        await create(manifest)
+        if len(world.created) == 1:
+            world.edit(suspend=True)
+
+    edges.create = and_then_somebody_edits
+    assert work(engine) < 0.1
+    assert world.status()["observedGeneration"] == -1
+    work(engine)
+    assert world.condition("Suspended")["status"] == "True"
+
+
+def test_a_silent_api_server_is_asked_again_after_a_pause_that_doubles_and_ends(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.raises["run"] = [OSError("the API server cannot be reached")] * 9
+    pauses = [work(engine) for _ in range(9)]
+    assert [round(pause or 0, 1) for pause in pauses] == [1, 2, 4, 8, 16, 30, 30, 30, 30]
+    work(engine)
+    edges.raises["run"] = [OSError("again")]
+    assert round(work(engine) or 0, 1) == 1, "a good look forgets the bad ones"
+
+
+def test_a_fault_of_ours_is_counted_and_does_not_end_the_loop(told, caplog):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.raises["run"] = [KeyError("x")]
+    again = work(engine)
+    assert again is not None
+    assert again > 0.5
+    assert engine.metrics.faults._value.get() == 1
+    assert "a fault of ours" in caplog.text
+
+
+def test_a_reconcile_that_never_stops_asking_is_a_fault(told, monkeypatch):
+    from fusechat_operator import engine as module
+    from fusechat_operator.facts import Ask
+
+    engine, _ = told(World(a_run()))
+    monkeypatch.setattr(module, "reconcile", lambda *_: Decision(asks=frozenset([Ask("launchers")])))
+    with pytest.raises(RuntimeError, match="still asks after 64 rounds"):
+        look(engine)
+
+
+def test_documents_that_the_store_does_not_take_keep_everything_else_from_happening(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.trouble = Trouble("the store is away")
+    assert look(engine) == 1.0
+    assert edges.done(*EFFECTS) == []
+    edges.trouble = None
+    look(engine)
+    assert edges.done(*EFFECTS)[0] == "document refs"
