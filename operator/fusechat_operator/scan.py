@@ -177,7 +177,8 @@ class Scanner:
         if artifact is UNKNOWN:
             return self._unknown(line)
         if isinstance(artifact, Artifact):
-            if self._is_stale(step, artifact):
+            # What a child of now has made is of the inputs as they are, whatever is remembered of them.
+            if line.state != "Running" and self._is_stale(step, artifact):
                 self.found.delete.append(child)
                 return self._hold(line, "its old child is being removed")
             self._count_gpu_seconds(child)
