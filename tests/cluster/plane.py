@@ -218,6 +218,7 @@ def start_operator(plane: Plane, name: str = "op", **environment: str) -> Operat
         "FUSECHAT_POLL_SECONDS": "5",
         "FUSECHAT_QUEUE_SECONDS": "4",
         "FUSECHAT_SCRATCH_REQUESTS": "false",  # a fake node has no disk to ask for
+        "FUSECHAT_POD_ANNOTATIONS": '{"fusechat.io/seconds": "1h"}',  # until the stagehand says how long
         **plane.extra,
         **environment,
     }
