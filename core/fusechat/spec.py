@@ -58,10 +58,14 @@ class Model(Base):
         "auto", description="Chat template; auto is the tokenizer's own. Published: the pivot's serves all."
     )
     resources: Resources | None = Field(
-        None, description="What this model's extract asks for, in place of the stage's."
+        None,
+        description="What this model's extract and evaluations ask for, in place of the stages'; the pivot's "
+        "serve the targets and the fused model too.",
     )
     scratch: Scratch | None = Field(
-        None, description="Local disk of this model's fetch and extract, in place of the stages'."
+        None,
+        description="Local disk of this model's fetch, extract and evaluations, in place of the stages'; the "
+        "pivot's serve the targets and the fused model too.",
     )
     allow_remote_code: bool = Field(
         False, description="Let transformers run Python from the model's repository; needs a full commit."

@@ -176,7 +176,7 @@ class Engine:
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):
-                    where = (key[0], str(each["metadata"]["name"]))
+                    where = (key[0], str(each["metadata"]["labels"][naming.CHILD]))
                     self._refusals[where] = (time.monotonic(), str(error))
                 taken = False
                 if away:

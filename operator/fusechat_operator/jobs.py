@@ -97,6 +97,7 @@ def _metadata(work: Work, step: Step) -> Manifest:
         naming.STEP: step.name,
         naming.STAGE: step.stage,
         naming.ADDRESS: naming.short_hash(str(step.address)),
+        naming.CHILD: name_of(step, work.place),
     }
     if run.spec.scheduling.queue_name:
         labels[naming.QUEUE] = run.spec.scheduling.queue_name
@@ -177,9 +178,10 @@ def _fuse_job(work: Work, step: Step, nodes: int) -> Manifest:
         **_held(work),
     }
     if nodes > 1:
-        template["spec"]["subdomain"] = name
+        service = _service(work, step)["metadata"]["name"]
+        template["spec"]["subdomain"] = service
         template["spec"]["containers"][0]["env"] += [
-            {"name": "MASTER_ADDR", "value": f"{name}-0.{name}"},
+            {"name": "MASTER_ADDR", "value": f"{name}-0.{service}"},
             {"name": "MASTER_PORT", "value": str(PORT)},
         ]
         template["spec"]["containers"][0]["ports"] = [{"name": "ranks", "containerPort": PORT}]
@@ -195,7 +197,9 @@ def _unqueued(meta: Manifest) -> Manifest:
 
 
 def _service(work: Work, step: Step) -> Manifest:
-    meta = _unqueued(_metadata(work, step))
+    """Each run has its own: that of another run goes with it, while our ranks may still meet there."""
+    meta, child = _unqueued(_metadata(work, step)), name_of(step, work.place)
+    meta["name"] = f"{child}-{digest(str(work.object['metadata']['uid']))[:8]}"
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -203,7 +207,7 @@ def _service(work: Work, step: Step) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # the ranks meet before anything could call them ready
-            "selector": {naming.CHILD: meta["name"]},
+            "selector": {naming.CHILD: child},
             "ports": [{"name": "ranks", "port": PORT}],
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +41,7 @@ class Edges:
 
     async def run(self, namespace: str, name: str) -> Object | None:
         self._do("run")
-        return copy.deepcopy(self.world.runs.get(name))
+        return json.loads(json.dumps(self.world.runs.get(name)))
 
     async def child(self, namespace: str, key: str) -> Any:
         return self.world.answer(Ask("child", key))

@@ -6,7 +6,7 @@ and read by its own readers; deletion has preconditions, creation of what is the
 
 from __future__ import annotations
 
-import copy
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -107,7 +107,7 @@ class Things:
             self.others[key] = dict(manifest)  # a Service or the like, which does nothing by itself
         if key in self.children or kind not in CONTAINERS:
             return True
-        found = copy.deepcopy(dict(manifest))
+        found = json.loads(json.dumps(manifest))
         missing = set(self.told(found).inputs.values()) - self.artifacts.keys()
         assert not missing or self.loses, f"{step_of(found)} is created before {missing} are published"
         self.count += 1
