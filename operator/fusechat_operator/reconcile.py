@@ -93,7 +93,7 @@ def _clear(run: FusionRun, place: pods.Place, known: Memory, look: Look, now: fl
     return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
 
 
-_RECONSIDERED = ("InvalidSpec",)
+_RECONSIDERED = ("InvalidSpec", "LauncherMissing")
 
 
 def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float) -> Decision:
@@ -141,7 +141,7 @@ class _Pass:
     def decide(self) -> Decision:
         launcher, missing = self._launcher()
         if missing or not launcher:
-            return self._stuck("LauncherMissing", missing) if missing else self._asking()
+            return self._stuck("LauncherMissing", missing, "Stalled") if missing else self._asking()
         self.extras.launcher = launcher
         pins = self._pins()
         if isinstance(pins, Decision):
@@ -493,9 +493,9 @@ class _Pass:
     def _trouble(self) -> str:
         return self.look.troubles[0].sentence
 
-    def _stuck(self, reason: str, sentence: str) -> Decision:
+    def _stuck(self, reason: str, sentence: str, state: str = "Stuck") -> Decision:
         """Nothing can be decided now; the status keeps what it had."""
-        verdict = Verdict("Stuck", reason, sentence)
+        verdict = Verdict(state, reason, sentence)
         made = {
             **self.found.get("status", {}),
             "observedGeneration": self.generation,
