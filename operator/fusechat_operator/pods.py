@@ -39,9 +39,11 @@ LARGE: Mapping[str, tuple[str, str, str]] = {
     "fetch": ("2", "4Gi", "50Gi"),
     "align": ("1", "4Gi", "50Gi"),
     "filter": ("500m", "2Gi", "20Gi"),
-    "merge": ("8", "64Gi", "100Gi"),
+    "merge": ("8", "16Gi", "100Gi"),
+    "merge Published": ("8", "96Gi", "100Gi"),
 }
-"""The same of a run that trains on GPUs: billions of parameters, gigabytes of rows."""
+"""The same of a run that trains on GPUs: billions of parameters, gigabytes of rows. Published merges whole
+tensors, one a thread: 4 GiB for the largest of a 7B model and five targets, on up to 18 threads."""
 
 PER_GPU: Mapping[str, tuple[int, int, str]] = {
     "extract": (8, 64, "200Gi"),
@@ -124,7 +126,10 @@ def _defaults(run: FusionRun, step: Step) -> tuple[str, str, str]:
         cpus, gibibytes, scratch = PER_GPU[step.stage]
         return str(cpus * count), f"{gibibytes * count}Gi", scratch
     small = fuse is not None and fuse.gpus == 0
-    return PLAIN[step.stage] if small else LARGE.get(step.stage, PLAIN[step.stage])
+    if small:
+        return PLAIN[step.stage]
+    named = (f"{step.stage} {run.spec.profile}", step.stage)
+    return next((LARGE[name] for name in named if name in LARGE), PLAIN[step.stage])
 
 
 def template(
