@@ -36,7 +36,7 @@ WHERE_RUNS_ARE = _table("""
     trainer.kubeflow.org  trainingruntimes   create
     core                  services           create
     core                  pods               list
-    core                  events             get create patch
+    core                  events             get list create patch
     kueue.x-k8s.io        workloads          list
 """)
 
@@ -83,6 +83,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "own": [("runs", "1")],
     "pods": [("runs", "x")],
     "workload": [("runs", "1")],
+    "warning": [("runs", "1")],
     "create": [(manifest,) for manifest in MADE],
     "delete": [("runs", child) for child in GONE.values()],
     "keep": [("runs", child) for child in GONE.values()],

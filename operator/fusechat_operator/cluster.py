@@ -176,6 +176,13 @@ class Cluster:
             return NO_KUEUE
         return queued(listed["items"][0]) if listed["items"] else UNSEEN
 
+    async def warning(self, namespace: str, uid: str) -> str:
+        """The newest complaint of a controller about an object; "" if there is none."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
+        found = (await self.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query))["items"]
+        found.sort(key=lambda event: str(event.get("lastTimestamp") or ""))
+        return str(found[-1].get("message", "")) if found else ""
+
     async def _kueue(self) -> str:
         """Kueue's API version, "" where it is not installed; a known one is looked up once a minute."""
         at, known = self._kueue_known

@@ -111,6 +111,8 @@ class Engine:
                 return await self.artifacts.artifact(ask.key)
             case "metrics":
                 return await self.artifacts.metrics(ask.key)
+            case "warning":
+                return await self.cluster.warning(namespace, ask.key)
             case "attempts":
                 return await self.artifacts.attempts(ask.key)
             case "progress":

@@ -19,6 +19,7 @@ What = Literal[
     "own",
     "pods",
     "workload",
+    "warning",
     "attempts",
     "progress",
     "launchers",
@@ -31,8 +32,8 @@ class Ask(NamedTuple):
 
     artifact: an address (verified, never from memory) · metrics: an address (may be remembered) · child:
     Kind/name · own: a run's uid (all its children), or uid/Kind · pods: a child's name · workload: a child's
-    uid · attempts and progress: an address · launchers: nothing · refusal: a child's name (why the API server
-    did not take it).
+    uid · warning: a child's uid (what its controller complained of last) · attempts and progress: an
+    address · launchers: nothing · refusal: a child's name (why the API server did not take it).
     """
 
     what: What

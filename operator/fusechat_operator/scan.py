@@ -243,8 +243,15 @@ class Scanner:
     def _look_at_pods(self, name: str, child: Child) -> None:
         self.found.again.append(self.work.settings.poll_seconds)
         pods = self.look("pods", child.name)
-        if pods is not UNKNOWN and (sentence := _stuck(pods)):
+        if pods is UNKNOWN:
+            return
+        if sentence := _stuck(pods) or ("" if pods else self._no_pods(child)):
             self.found.problems[name] = self.found.waits[name] = sentence
+
+    def _no_pods(self, child: Child) -> str:
+        """Why its controller could make no Pod: a quota, a policy, a name that does not exist."""
+        told = self.look("warning", child.uid)
+        return f"its Pods cannot be made: {told}" if told and told is not UNKNOWN else ""
 
     # how an attempt ended
 

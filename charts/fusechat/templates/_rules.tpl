@@ -28,8 +28,8 @@ What the operator may do where runs are: the calls of cluster.py and the watches
   resources: [pods] # why a step waits or failed
   verbs: [list]
 - apiGroups: [""]
-  resources: [events]
-  verbs: [get, create, patch]
+  resources: [events] # its own about runs; its children's, which say why no Pod comes
+  verbs: [get, list, create, patch]
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads] # why a queued step waits
   verbs: [list]

@@ -55,6 +55,9 @@ class Edges:
     async def workload(self, namespace: str, uid: str) -> Any:
         return self.world.answer(Ask("workload", uid))
 
+    async def warning(self, namespace: str, uid: str) -> Any:
+        return self.world.answer(Ask("warning", uid))
+
     async def kinds(self) -> Any:
         return self.world.answer(Ask("launchers"))
 

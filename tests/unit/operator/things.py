@@ -41,6 +41,7 @@ class Things:
         self.attempts_of: dict[str, list[Mapping[str, Any]]] = {}
         self.progress: dict[str, Mapping[str, Any]] = {}
         self.workloads: dict[str, Any] = {}
+        self.warnings: dict[str, str] = {}
         self.metrics: dict[str, Mapping[str, Any]] = {}
         self.launchers: tuple[str, ...] = ("PyTorchJob", "TrainJob", "Job")
         self.refuses: Callable[[Object], str] = lambda manifest: ""
@@ -80,6 +81,8 @@ class Things:
                 return [pod(found) for found in self.pods.get(ask.key, ())]
             case "workload":
                 return self.workloads.get(ask.key)
+            case "warning":
+                return self.warnings.get(ask.key, "")
             case "attempts":
                 return self.attempts_of.get(ask.key, [])
             case "progress":
