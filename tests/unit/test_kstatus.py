@@ -78,6 +78,12 @@ def launcher_missing() -> World:
     return settled(world)
 
 
+def launcher_installed() -> World:
+    world = launcher_missing()
+    world.launchers = ("TrainJob", "Job")
+    return settled(world)
+
+
 def suspending() -> World:
     world = begun("fuse-s0")
     world.lingers = True
@@ -142,7 +148,8 @@ TABLE: list[tuple[str, Callable[[], World], str]] = [
     ("a training runs", running, "InProgress"),
     ("a Pod has no room", stuck, "InProgress"),
     ("the store is away", store_away, "InProgress"),
-    ("its launcher is missing", launcher_missing, "InProgress"),
+    ("its launcher is missing", launcher_missing, "Failed"),
+    ("its launcher is installed after all", launcher_installed, "InProgress"),
     ("suspended, its children are stopping", suspending, "InProgress"),
     ("suspended and stopped", suspended, "InProgress"),
     ("suspended before it began", lambda: settled(World(a_run(suspend=True))), "InProgress"),

@@ -92,6 +92,17 @@ def test_a_refused_child_is_said_and_the_rest_goes_on():
     assert world.attempts("fetch-s0") == 1
 
 
+def test_a_child_without_pods_says_what_its_controller_complains_of():
+    world = World(a_run())
+    world.settle()
+    uid = world.child_of("fetch-s0")["metadata"]["uid"]
+    world.warnings[uid] = "pods is forbidden: exceeded quota: few"
+    world.now += 9
+    world.settle()
+    assert "fetch-s0: its Pods cannot be made: pods is forbidden" in world.condition("Ready")["message"]
+    assert world.condition("Stalled") == {}
+
+
 def test_a_pod_without_room_is_said_and_waited_for():
     world = World(a_run())
     world.drive(until=lambda: "extract-pivot" in world.created)

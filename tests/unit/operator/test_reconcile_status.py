@@ -46,7 +46,8 @@ def test_a_status_of_many_sources_fits_32_kb_all_steps_active_and_all_done(sourc
     for _ in range(40):
         world.settle()
         found = world.status()
-        valid(found)
+        if size(found) > biggest:
+            valid(found)
         biggest = max(biggest, size(found))
         if world.over():
             break
