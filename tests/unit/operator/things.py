@@ -16,6 +16,7 @@ from fusechat_operator.children import Child, child, pod
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS
 from fusechat_operator.status import timestamp
+from fusechat_operator.workloads import UNSEEN, Queued
 
 from tests.unit.operator.acts import CONTAINERS, step_of, told
 from tests.unit.operator.runs import Object, kept
@@ -40,7 +41,7 @@ class Things:
         self.documents: dict[str, Mapping[str, Any]] = {}
         self.attempts_of: dict[str, list[Mapping[str, Any]]] = {}
         self.progress: dict[str, Mapping[str, Any]] = {}
-        self.workloads: dict[str, Any] = {}
+        self.workloads: dict[str, Queued] = {}
         self.warnings: dict[str, str] = {}
         self.metrics: dict[str, Mapping[str, Any]] = {}
         self.launchers: tuple[str, ...] = ("PyTorchJob", "TrainJob", "Job")
@@ -80,7 +81,7 @@ class Things:
             case "pods":
                 return [pod(found) for found in self.pods.get(ask.key, ())]
             case "workload":
-                return self.workloads.get(ask.key)
+                return self.workloads.get(ask.key, UNSEEN)
             case "warning":
                 return self.warnings.get(ask.key, "")
             case "attempts":
