@@ -222,7 +222,9 @@ def start_operator(plane: Plane, name: str = "op", **environment: str) -> Operat
         **plane.extra,
         **environment,
     }
-    log = plane.folder / f"{name}.log"
+    log = (
+        plane.folder / f"{name}-{health}-{time.monotonic_ns()}.log"
+    )  # what an earlier one said is not its own
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "fusechat_operator"], env=told, stdout=file, stderr=file
