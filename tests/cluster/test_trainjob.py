@@ -189,7 +189,7 @@ def test_a_suspended_run_deletes_its_trainjob_and_resumes(plane, operator, names
 
 
 def test_finished_trainjobs_go_after_their_time_also_while_the_run_goes_on(plane, operator, namespace):
-    plane.hand.script["fuse-s1"] = [Act(seconds=25)]
+    plane.hand.script["fuse-s1"] = [Act(seconds=15)]
     plane.apply(a_run("tidy", namespace=namespace, ttl="4s", launcher="TrainJob"))
     first = wait_for_trainjob(plane, "tidy", "fuse-s0", namespace)
     plane.wait("it succeeds", lambda: plane.step("tidy", "fuse-s0", namespace).get("state") == "Succeeded")

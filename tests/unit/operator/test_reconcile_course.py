@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from fusechat_operator.facts import Ask
 from fusechat_operator.reconcile import Decision
 
 from tests.unit.operator.acts import finish, step_of, told
 from tests.unit.operator.runs import a_run
-from tests.unit.operator.world import World, begun
+from tests.unit.operator.world import Crash, World, begun
 
 
 def test_every_step_is_created_once_and_after_its_inputs():
@@ -58,6 +59,17 @@ def test_a_cached_run_probes_only_its_sinks_and_starts_only_its_report():
     assert world.created[17:] == ["report"]
     assert world.states("again") == {"Cached"}
     assert world.condition("Ready", "again")["message"].startswith("everything was cached")
+
+
+def test_a_report_that_was_created_just_before_a_crash_is_not_made_again():
+    world = World(a_run("first", data="x"))
+    world.drive("first")
+    world.add(a_run("again", data="x"))
+    with pytest.raises(Crash):
+        world.turn("again", most=3)  # its references, its record, its report; not its status
+    assert world.created[17:] == ["report"]
+    world.drive("again")
+    assert world.created[17:] == ["report"]
 
 
 def test_hits_are_probed_from_the_sinks_backwards():

@@ -90,8 +90,11 @@ def test_an_input_made_again_with_the_same_bytes_leaves_its_hits():
     assert not matching(world.created, "(align|filter|fuse)-s[01]")
 
 
-def test_a_crash_around_a_stale_artifact_that_is_set_aside_loses_nothing():
+@pytest.mark.parametrize("cleared", [False, True], ids=["its old child is there", "its old child is gone"])
+def test_a_crash_around_a_stale_artifact_that_is_set_aside_loses_nothing(cleared):
     world = grown(World(a_run(sources=3)))
+    if cleared:
+        world.children.clear()
     world.script["extract-pivot"] = [lambda w, f: (publish(w, f, "other bytes"), finish(w, f))]
     for _ in range(60):
         if (decision := world.decide()).forget:
