@@ -167,8 +167,10 @@ class Engine:
 
     async def _create(self, key: Key, decision: Decision) -> bool:
         """Whether the API server took every child; what it refused is remembered for the next look."""
-        taken = True
+        refused: set[str] = set()
         for place, manifest in enumerate(decision.create):
+            if _child_of(manifest) in refused:
+                continue  # its Service or runtime was refused: without it it would wait for ever
             try:
                 await self.cluster.create(manifest)
                 self.metrics.created.labels(manifest["kind"]).inc()
@@ -178,12 +180,11 @@ class Engine:
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):
-                    where = (key[0], str(each["metadata"]["labels"][naming.CHILD]))
-                    self._refusals[where] = (time.monotonic(), str(error))
-                taken = False
+                    refused.add(_child_of(each))
+                    self._refusals[key[0], _child_of(each)] = (time.monotonic(), str(error))
                 if away:
                     break
-        return taken
+        return not refused
 
     async def _write(self, key: Key, found: dict[str, Any], decision: Decision) -> None:
         old, new = found.get("status", {}), decision.status
@@ -242,6 +243,11 @@ class Engine:
     def _count(self, decision: Decision) -> None:
         for event in decision.events:
             self.metrics.events.labels(event.reason).inc()
+
+
+def _child_of(manifest: Mapping[str, Any]) -> str:
+    """The child that an object is, or that it is made for."""
+    return str(manifest["metadata"]["labels"][naming.CHILD])
 
 
 def _lasting(status: Mapping[str, Any]) -> dict[str, Any]:
