@@ -80,7 +80,8 @@ def computed(node, spec):
 def test_a_run_is_computed_in_containers_and_tells_its_scores(computed, node):
     found, made = computed
     status = found["status"]
-    assert {line["state"] for line in status["steps"]} == {"Succeeded"}
+    # test_pods has computed the first of them in the same session, on the same store.
+    assert {line["state"] for line in status["steps"]} <= {"Succeeded", "Cached"}
     assert len(status["scores"]) == len([s for s in made.steps if s.stage == "evaluate"])
     assert status["model"].endswith(str(made.step("merge").address))
     report = Store(node.store.uri).manifest(status["report"].removeprefix(f"{node.store.uri}/"))
