@@ -6,10 +6,10 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster-demo images lock test check generate verify bench clean
+.PHONY: help demo cluster-demo images lock test test-trainjob check generate verify bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # One install for everything, done again only when what is installed changes.
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +34,9 @@ lock: $(READY) ## write the versions of what is in the images (images/*.txt)
 
 test: $(READY) ## all tests that need no cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/golden tests/pipeline
+
+test-trainjob: $(READY) ## trainings through Kubeflow Trainer, JobSet and Kueue, on ../shared/kube or KUBECONFIG
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m trainjob tests/cluster
 
 check: $(READY) ## style, types, layers, and that generated files are up to date
 	$(BIN)/ruff check .
