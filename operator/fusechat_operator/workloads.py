@@ -62,8 +62,12 @@ def queued(workload: Object) -> Queued:
     reserved = conditions.get("QuotaReserved", {})
     stopped = _eviction(conditions)
     if reserved.get("status") == "True":
-        return Queued(sentence=_checks(workload) if not _true(conditions, "Admitted") else "")
+        # It is told to stop before its quota is taken away, and its child is suspended in between.
+        checks = "" if _true(conditions, "Admitted") else _checks(workload)
+        return Queued(stopped=bool(stopped), sentence=checks or stopped)
     message = str(reserved.get("message", ""))
+    if stopped and message == conditions["Evicted"].get("message"):
+        message = ""  # the same once more, with the UIDs of others
     inadmissible = reserved.get("reason") == "Inadmissible"
     parts = [stopped, _waits(message, inadmissible)]
     return Queued(
@@ -102,8 +106,10 @@ def _checks(workload: Object) -> str:
 
 
 def _waits(message: str, inadmissible: bool) -> str:
-    if not message or inadmissible:
-        return f"{QUEUED}: {message}" if message else QUEUED
+    if inadmissible:
+        return f"{QUEUED}: {message}"
+    if not message:
+        return QUEUED
     return f"waits for quota: {_PODSET.sub('', message)}"
 
 

@@ -10,7 +10,7 @@ from fusechat_operator.cluster import ApiRefusal
 from fusechat_operator.facts import Trouble
 from fusechat_operator.reconcile import Decision, Event
 
-from tests.unit.operator.acts import fails, step_of
+from tests.unit.operator.acts import fails, finish, step_of
 from tests.unit.operator.edges import EFFECTS, KEY, an_engine, look, work
 from tests.unit.operator.runs import a_run
 from tests.unit.operator.world import World, begun
@@ -107,6 +107,21 @@ def test_a_child_that_is_refused_is_remembered_said_and_not_sent_again_at_once(t
     look(engine, 2)
     assert edges.log.count("create fetch-s0") == 1
     assert world.line("fetch-s0")["state"] == "Running"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "kind", "nodes"), [("TrainJob", "TrainingRuntime", 1), ("Job", "Service", 2)]
+)
+def test_what_a_child_needs_beside_it_may_be_refused_too(told, launcher, kind, nodes):
+    world = begun("filter-s0", launcher=launcher, fuse={"nodes": nodes})
+    world.refuses = lambda found: "forbidden" if found["kind"] == kind else ""
+    finish(world, world.child_of("filter-s0"))
+    engine, edges = told(world)
+    look(engine, 2)
+    assert "fuse-s0: the API server does not take its child: forbidden" in world.condition("Ready")["message"]
+    edges.log.clear()
+    look(engine, 3)
+    assert "create fuse-s0" not in edges.log
 
 
 def test_a_refusal_that_waiting_may_mend_is_raised(told):

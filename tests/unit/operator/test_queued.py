@@ -67,8 +67,20 @@ SAID: dict[str, tuple[dict[str, Any], tuple[bool, bool, str]]] = {
         (False, True, f"was stopped by its queue (FullMoon) and {NEEDS}"),
     ),
     "admitted": (workload(RESERVED, condition("Admitted", "True", "Admitted")), (False, False, "")),
-    "admitted again": (
+    "preempted, its quota not taken away yet": (
         workload(RESERVED, condition("Admitted", "True", "Admitted"), *PREEMPTED),
+        (False, True, "was preempted by a workload of higher priority"),
+    ),
+    "preempted, its quota just taken away": (
+        workload({**PENDING, "message": PREEMPTED[0]["message"]}, *PREEMPTED),
+        (False, True, "was preempted by a workload of higher priority and waits for its queue"),
+    ),
+    "admitted again": (
+        workload(
+            RESERVED,
+            condition("Admitted", "True", "Admitted"),
+            condition("Evicted", "False", "QuotaReserved"),
+        ),
         (False, False, ""),
     ),
     "checked": (
@@ -243,6 +255,4 @@ def test_the_queue_is_asked_about_few_of_many_steps_that_wait():
     world.asked.clear()
     world.turn()
     assert 0 < sum(count for ask, count in world.asked.items() if ask.what == "workload") <= 4
-    assert (
-        "; and 3 more" in world.condition("Ready")["message"] or "more" in world.condition("Ready")["message"]
-    )
+    assert "; and 22 more" in world.condition("Ready")["message"], "all are told of"

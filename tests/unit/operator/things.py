@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusechat.launch import Launch
+from fusechat_operator import naming
 from fusechat_operator.children import Child, child, pod
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS
@@ -105,7 +106,7 @@ class Things:
         kind, meta = manifest["kind"], manifest["metadata"]
         key = f"{kind}/{meta['name']}"
         if sentence := self.refuses(dict(manifest)):
-            self._refusals[meta["name"]] = (self.now, sentence)
+            self._refusals[meta["labels"][naming.CHILD]] = (self.now, sentence)
             return False
         if kind not in CONTAINERS:
             self.others[key] = dict(manifest)  # a Service or the like, which does nothing by itself

@@ -133,10 +133,16 @@ class World(Things):
             yield lambda key=key, content=content: self.documents.__setitem__(key, content)
         for address in decision.forget:
             yield lambda address=address: self.forget(address)
-        taken: list[bool] = []
+        refused: set[str] = set()
         for manifest in decision.create:
-            yield lambda manifest=manifest: taken.append(self.create(manifest))
-        if not all(taken):
+            made_for = manifest["metadata"]["labels"][naming.CHILD]
+            if made_for not in refused:
+                yield (
+                    lambda manifest=manifest, made_for=made_for: (
+                        self.create(manifest) or refused.add(made_for)
+                    )
+                )
+        if refused:
             return
         if decision.status is not None and decision.status != self.status(name):
             yield lambda: self.write_status(name, decision.status or {})
