@@ -210,7 +210,9 @@ class RunSpec(Base):
     )
     suspend: bool = Field(False, description="Stop what runs, checkpoint first; false again goes on.")
     ttl: Duration = Field("10m", description="How long a finished child object is kept after its result.")
-    deadline: Duration | None = Field(None, description="The run fails when it has not ended by then.")
+    deadline: Duration | None = Field(
+        None, description="The run fails when it has not ended by then; after suspend it counts anew."
+    )
     retries: Retries = Field(default_factory=Retries, description="How often a step is tried again.")
     gates: Gates = Field(default_factory=Gates, description="Thresholds that stop the run early.")
 

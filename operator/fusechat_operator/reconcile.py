@@ -56,7 +56,6 @@ class Decision:
     events: tuple[Event, ...] = ()
     again: float | None = None
     shared: tuple[str, ...] = ()
-    active: tuple[str, ...] = ()
 
 
 def reconcile(found: Mapping[str, Any], facts: Mapping[Ask, Any], settings: Settings, now: float) -> Decision:
@@ -443,13 +442,17 @@ class _Pass:
     def _deadline(self) -> str:
         if not self.run.spec.deadline or not self.memory.started:
             return ""
-        allowed = seconds(self.run.spec.deadline)
-        spent = self.now - (epoch(self.memory.started) or self.now)
-        if spent < allowed:
+        if self.now - self._clock(self.memory.started) < seconds(self.run.spec.deadline):
             return ""
         return (
             f"the run did not end by its deadline of {self.run.spec.deadline}; raise it, or see what was slow"
         )
+
+    def _clock(self, started: str) -> float:
+        """Since when the deadline runs: the start, or when a suspended run went on, as that of a Job."""
+        held = self.before.conditions.get("Suspended", {})
+        resumed = self.now if held.get("status") == "True" else epoch(held.get("lastTransitionTime")) or 0.0
+        return max(epoch(started) or self.now, resumed)
 
     def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
         own = self.look("own", self.uid)
@@ -515,8 +518,8 @@ class _Pass:
         made = status.render(work, self.memory, scan, verdict, self.frozen, self.extras, self.now)
         again = list(scan.again)
         if self.run.spec.deadline and verdict.state in ("Running", "Stuck"):
-            begun = epoch(made["started"]) or self.now
-            again.append(max(0.0, begun + seconds(self.run.spec.deadline) - self.now) + 1)
+            due = self._clock(made["started"]) + seconds(self.run.spec.deadline)
+            again.append(max(0.0, due - self.now) + 1)
         return Decision(
             documents=self.documents,
             forget=tuple(scan.forget),
@@ -527,7 +530,6 @@ class _Pass:
             events=_events(self.before, scan, verdict, self.extras.errors),
             again=min(again, default=None),
             shared=tuple(scan.shared),
-            active=tuple(n for n, line in scan.lines.items() if line.state == "Running"),
         )
 
 

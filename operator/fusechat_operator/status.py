@@ -110,7 +110,7 @@ def refusal(
 def conditions(
     memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str] | None, now: float
 ) -> list[dict[str, Any]]:
-    """Ready, Succeeded and Reproducible always; Reconciling, Stalled and Suspended only while true.
+    """Ready, Succeeded and Reproducible always; Reconciling and Stalled while true, Suspended once it was.
 
     `unpinned` None: the spec cannot be read, and whether it is reproducible stays as it was said.
     """
@@ -125,6 +125,8 @@ def conditions(
     wanted["Succeeded"] = (outcome, verdict.reason, verdict.message)
     if verdict.state == "Suspended":
         wanted["Suspended"] = ("True", verdict.reason, verdict.message)
+    elif "Suspended" in memory.conditions:  # says since when the run goes on, from which its deadline counts
+        wanted["Suspended"] = ("False", "Resumed", "it went on")
     if unpinned is None:
         before = memory.conditions.get("Reproducible", {})
         if before:

@@ -39,7 +39,26 @@ def test_a_resumed_run_goes_on_where_it_was_and_counts_no_attempt():
     assert world.created.count("fuse-s0") == 2
     assert {step for step in world.created if world.created.count(step) > 1} == {"fuse-s0"}
     assert not [line for line in status["steps"] if "tries" in line]
-    assert world.condition("Suspended") == {}
+    assert world.condition("Suspended")["status"] == "False"
+
+
+def test_the_time_that_a_run_is_suspended_does_not_count_to_its_deadline():
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 500
+    world.edit(suspend=True)
+    world.settle()
+    world.now += 1e5
+    world.edit(suspend=False)
+    again = world.settle().again
+    assert world.condition("Stalled") == {}
+    assert again is not None
+    assert again <= 10 * 60 + 1
+    world.now += 599
+    world.settle()
+    assert world.condition("Stalled") == {}
+    world.now += 2
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "DeadlineExceeded"
 
 
 def test_a_run_that_is_created_suspended_begins_when_it_is_not():
