@@ -19,6 +19,7 @@ from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.cluster import ApiRefusal, Cluster
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
+from fusechat_operator.once import Once
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, Decision, Event, reconcile
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import timestamp
@@ -95,8 +96,9 @@ class Engine:
             self._forget(key)
             return None
         facts: dict[Ask, Any] = {}
+        once = Once(found, self.settings.store)
         for _ in range(ROUNDS):
-            decision = reconcile(found, facts, self.settings, time.time())
+            decision = reconcile(found, facts, self.settings, time.time(), once)
             if not decision.asks:
                 return await self._carry_out(key, found, decision)
             asks = list(decision.asks)

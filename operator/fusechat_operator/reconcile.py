@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusechat.pins import origins, user_pins
-from fusechat.plan import VERSIONS, Plan, Step, plan, report_step, resolve_step
+from fusechat.plan import VERSIONS, Plan, Step, report_step, resolve_step
 from fusechat.progress import State, decide, gates_of, needed
 from fusechat.record import record
-from fusechat.spec import STAGES, FusionRun, load, seconds
+from fusechat.spec import STAGES, seconds
 
-from fusechat_operator import jobs, leftovers, memory, naming, pods, status
+from fusechat_operator import jobs, leftovers, naming, status
 from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
 from fusechat_operator.memory import Line, Memory
+from fusechat_operator.once import Once
 from fusechat_operator.scan import Scan, Scanner
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import Extras, Verdict
@@ -58,21 +59,24 @@ class Decision:
     shared: tuple[str, ...] = ()
 
 
-def reconcile(found: Mapping[str, Any], facts: Mapping[Ask, Any], settings: Settings, now: float) -> Decision:
-    """The next move for one run. `found` is the object as the API server has it."""
+def reconcile(
+    found: Mapping[str, Any],
+    facts: Mapping[Ask, Any],
+    settings: Settings,
+    now: float,
+    once: Once | None = None,
+) -> Decision:
+    """The next move for one run. `found` is the object as the API server has it; `once` is of that object."""
     if "deletionTimestamp" in found["metadata"]:
         return Decision()
-    known = memory.read(found.get("status", {}))
-    try:
-        run = load(found)
-        place = pods.place(run, settings.store)
-        _refuse_local_files(run)
-    except ValueError as error:
-        return _refused(found, known, str(error), now)
+    once = once or Once(found, settings.store)
+    known = once.memory
+    if once.refusal:
+        return _refused(found, known, once.refusal, now)
     retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))[:64]
     if _is_over(found, known) and retry == known.last_retry:
-        return _clear(run, place, known, Look(facts), now)
-    return _Pass(found, run, place, known, Look(facts), settings, now, retry).decide()
+        return _clear(once, Look(facts), now)
+    return _Pass(once, Look(facts), settings, now, retry).decide()
 
 
 def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
@@ -83,12 +87,13 @@ def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
     return ended and outcome.get("observedGeneration") == at
 
 
-def _clear(run: FusionRun, place: pods.Place, known: Memory, look: Look, now: float) -> Decision:
+def _clear(once: Once, look: Look, now: float) -> Decision:
     """What an ended run still has to do: its finished TrainJobs go after the run's ttl."""
+    run, known = once.run, once.memory
     if not known.launcher.startswith("TrainJob"):
         return Decision()
-    made = plan(run, known.pins)
-    old = leftovers.trainjobs(look, str(run.metadata.uid), made, place, known.lines, run.spec.ttl, now)
+    made, _ = once.plan(known.pins)
+    old = leftovers.trainjobs(look, str(run.metadata.uid), made, once.place, known.lines, run.spec.ttl, now)
     return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
 
 
@@ -101,36 +106,17 @@ def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float)
     return Decision(status=made, events=(event,) if not known.true("Stalled") else ())
 
 
-def _refuse_local_files(run: FusionRun) -> None:
-    local = [name for name, origin in origins(run).items() if origin.uri.startswith("file://")]
-    if local:
-        raise ValueError(
-            f"{', '.join(local)}: a cluster's Pods cannot read file:// of your machine; "
-            "copy it to s3:// (aws s3 cp --recursive) and name it there"
-        )
-
-
 class _Pass:
     """One reconcile of one run."""
 
-    def __init__(
-        self,
-        found: Mapping[str, Any],
-        run: FusionRun,
-        place: pods.Place,
-        known: Memory,
-        look: Look,
-        settings: Settings,
-        now: float,
-        retry: str,
-    ) -> None:
-        self.found, self.run, self.place, self.look = found, run, place, look
-        self.settings, self.now, self.memory = settings, now, known
-        self.meta = found["metadata"]
+    def __init__(self, once: Once, look: Look, settings: Settings, now: float, retry: str) -> None:
+        self.once, self.found, self.run, self.place = once, once.found, once.run, once.place
+        self.look, self.settings, self.now = look, settings, now
+        self.meta = self.found["metadata"]
         self.uid, self.generation = str(self.meta["uid"]), int(self.meta.get("generation", 1))
-        self.before = known
-        pinned = user_pins(run)
-        self.extras = Extras(unpinned=[name for name in origins(run) if name not in pinned])
+        self.before = self.memory = known = once.memory
+        pinned = user_pins(self.run)
+        self.extras = Extras(unpinned=[name for name in origins(self.run) if name not in pinned])
         self.documents: dict[str, Mapping[str, Any]] = {}
         self.delete: list[Child] = []
         self.unqueued = False
@@ -145,14 +131,14 @@ class _Pass:
         pins = self._pins()
         if isinstance(pins, Decision):
             return pins
-        made = plan(self.run, pins)
-        self.frozen = self._freeze(pins, made)
+        made, digest = self.once.plan(pins)
+        self.frozen = self._freeze(pins, digest)
         work = jobs.Work(self.found, self.run, made, self._with_images(), self.place, launcher.split()[0])
         if self.memory.generation != self.generation:
             begun = self._begin(work)
             if begun:
                 return begun
-        elif sentence := self._changed(made):
+        elif sentence := self._changed(digest):
             return self._end(work, self._remembered(made), Verdict("Stalled", "PlanChanged", sentence))
         if self.run.spec.suspend:
             return self._suspend(work)
@@ -199,7 +185,7 @@ class _Pass:
 
     def _pins(self) -> dict[str, str] | Decision:
         """Every origin's pin: the spec's, a kept one, resolve's answer; a Decision while that is awaited."""
-        asked = memory.asked(self.run)
+        asked = self.once.asked
         kept = {n: p for n, p in self.memory.pins.items() if self.memory.asked.get(n) == asked.get(n)}
         left = tuple(name for name in self.extras.unpinned if name not in kept)
         if not left:
@@ -223,8 +209,8 @@ class _Pass:
     def _alone(self, step: Step) -> Plan:
         return Plan(self.run.metadata.name, self.uid, self.generation, self.run.spec.profile, (step,))
 
-    def _freeze(self, pins: Mapping[str, str], made: Plan) -> dict[str, Any]:
-        asked = memory.asked(self.run)
+    def _freeze(self, pins: Mapping[str, str], digest: str) -> dict[str, Any]:
+        asked = self.once.asked
         old = self.memory if self.memory.generation == self.generation else None
         images = {stage: self.settings.image_of(stage) for stage in STAGES}
         return {
@@ -236,16 +222,15 @@ class _Pass:
             ],
             "versions": dict(old.versions if old else VERSIONS),
             "images": dict(old.images if old else images),
-            "digest": memory.plan_digest(made),
+            "digest": digest,
         }
 
     def _with_images(self) -> Settings:
         return replace(self.settings, images=self.frozen["images"])
 
-    def _changed(self, made: Plan) -> str:
+    def _changed(self, digest: str) -> str:
         """Why this operator does not plan the run as the one that began it did; "" where it does."""
-        same = memory.plan_digest(made) == self.memory.digest
-        if same and dict(self.memory.versions) == dict(VERSIONS):
+        if digest == self.memory.digest and dict(self.memory.versions) == dict(VERSIONS):
             return ""
         return (
             "this operator plans the run differently from the one that began it; nothing is lost: set the "

@@ -16,6 +16,7 @@ from fusechat.spec import load
 from fusechat_operator import naming
 from fusechat_operator.children import child
 from fusechat_operator.facts import Ask
+from fusechat_operator.once import Once
 from fusechat_operator.reconcile import Decision, reconcile
 from fusechat_operator.settings import Settings
 
@@ -119,9 +120,11 @@ class World(Things):
         if self.at_once:
             return reconcile(run, AtOnce(self), self.settings, self.now)
         facts: dict[Ask, Any] = {}
+        once = Once(run, self.settings.store)
         for _ in range(64):
-            decision = reconcile(run, facts, self.settings, self.now)
+            decision = reconcile(run, facts, self.settings, self.now, once)
             if not decision.asks:
+                assert decision == reconcile(run, facts, self.settings, self.now), "what was kept is stale"
                 return decision
             assert not decision.asks & facts.keys(), "it was told already"
             facts |= {ask: self.answer(ask) for ask in decision.asks}
