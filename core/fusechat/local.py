@@ -280,9 +280,9 @@ class Runner:
         found: dict[str, dict[str, Any]] = {}
         for process in self._active:
             seen = process.read("progress")
-            total = found.setdefault(process.key[0], {**seen, "done": 0.0, "total": 0.0})
-            total["done"] += seen.get("done", 0)
-            total["total"] += seen.get("total", 0)
+            total = found.setdefault(process.key[0], {**seen, "done": 0.0, "total": 0.0, "from": 0.0})
+            for key in ("done", "total", "from"):
+                total[key] += seen.get(key, 0)
         return found
 
     def _wait(self) -> None:
@@ -309,7 +309,8 @@ class Runner:
         for step in made.steps:
             if step.name not in self._hits.manifests and step.address:
                 self._hits.probe(step)
-        return record(made, self.observed, self._hits.manifests, self._seconds, self._attempts, self._started)
+        seen, known = self.observed, self._hits.manifests
+        return record(made, seen, known, self._seconds, self._attempts, self._started, time.time())
 
     def _stop_all(self) -> None:
         """SIGTERM, and the time to save a checkpoint; a second signal ends the wait."""

@@ -1,6 +1,6 @@
 """The record of a run: every step with its state, time and metrics, as `runs/<uid>.json` has it.
 
-Pure. Written by the local runner (later by the operator), read by the report and `fusechat status`.
+Pure. Written by the local runner and the operator, read by the report and `fusechat status`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def record(
     seconds: Mapping[str, float],
     attempts: Mapping[str, int],
     started: float,
+    now: float,
 ) -> dict[str, Any]:
-    """`observed`, `manifests`, `seconds` and `attempts` are by step name; `started` is seconds since 1970.
+    """`observed`, `manifests`, `seconds` and `attempts` are by step name; times are seconds since 1970.
 
     A step that `observed` lacks was not needed: what it would have made is cached, or nobody asks for it.
     """
@@ -52,7 +53,7 @@ def record(
         "profile": plan.profile,
         "generation": plan.generation,
         "startedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
+        "seconds": round(now - started, 3),
         "steps": steps,
     }
 

@@ -408,7 +408,7 @@ class _Pass:
         started = epoch(self.memory.started) or self.now
         manifests = {name: a for name, a in known.items() if isinstance(a, Artifact)}
         self.documents[f"runs/{self.uid}.json"] = record(
-            work.plan, scan.observed, manifests, times, counts, started
+            work.plan, scan.observed, manifests, times, counts, started, self.now
         )
         return True
 
