@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from fusechat.pace import rate as rate_of
 from fusechat.plan import Plan, Step
 from fusechat.progress import Observed, State
 
@@ -111,8 +112,7 @@ class Screen:
 def _figures(seen: Mapping[str, Any]) -> dict[str, str]:
     """done, rate and ETA of one step's progress, as text."""
     done, total, unit = float(seen["done"]), float(seen["total"]), str(seen.get("unit", ""))
-    seconds = float(seen.get("seconds", 0))
-    rate = done / seconds if seconds > 0 else 0.0
+    rate = rate_of(seen)
     if unit == "bytes":
         return {
             "done": f"{done / 1e6:.1f}/{total / 1e6:.1f} MB",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from fusechat.pace import rate
 from fusechat.plan import Plan, Step
 
 from fusechat_operator import jobs
@@ -193,14 +194,13 @@ def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: S
 
 def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
     """percent, rate, etaSeconds and lastCheckpoint of a step's progress.json."""
-    done, total, spent = (float(found.get(key) or 0) for key in ("done", "total", "seconds"))
+    done, total = (float(found.get(key) or 0) for key in ("done", "total"))
     if not found or total <= 0:
         return {}
     made: dict[str, Any] = {"percent": round(min(100.0, 100 * done / total), 1)}
-    if spent > 0 and done > 0:
-        rate = done / spent
-        made["rate"] = f"{rate:.3g} {found.get('unit', '')}/s"[:64]
-        made["etaSeconds"] = int(max(0.0, total - done) / rate)
+    if pace := rate(found):
+        made["rate"] = f"{pace:.3g} {found.get('unit', '')}/s"[:64]
+        made["etaSeconds"] = int(max(0.0, total - done) / pace)
     numbers = {key: value for key, value in found.items() if key not in _KNOWN and _is_number(value)}
     if numbers:
         made["metrics"] = dict(list(numbers.items())[:KEY_METRICS])
@@ -214,7 +214,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_KNOWN = ("done", "total", "seconds", "at")
+_KNOWN = ("done", "total", "from", "seconds", "at")
 
 
 def summary(plan: Plan, lines: Mapping[str, Line], problems: Mapping[str, str]) -> str:

@@ -168,7 +168,7 @@ def _blocks(work: Any, inputs: Mapping[str, Input], out: Output) -> None:
         name = shards.block_name(number)
         pivot, source = (shards.read_rows(inputs[role].path(name)) for role in ("pivot", "source"))
         work(number, pivot, source, out)
-        out.progress(number + 1, len(names), "blocks")
+        out.progress(number + 1, len(names), "blocks", **{"from": out.first_block})
 
 
 def _write(number: int, aligned: Aligned, mass_R: np.ndarray, out: Output) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fusechat.errors import MissingInput
 from fusechat.store import FileEntry, Manifest, Part, Store
 
 PROGRESS_SECONDS = 15.0
-"""Least time between two writes of progress.json to the store."""
+"""Least time between two writes of progress.json to the store; a new checkpoint is told at once."""
 
 
 class Stopped(Exception):
@@ -99,16 +99,22 @@ class FolderInput(Input):
 
 
 class Reporter:
-    """Progress of one process: a local file often, the store at most every 15 s, a line every 5 s."""
+    """Progress of one process: a local file often, the store at most every 15 s, a line every 5 s.
+
+    What is told is described in `fusechat.pace`.
+    """
 
     def __init__(self, put: Callable[[dict[str, Any]], object] | None) -> None:
         self._put, self._file = put, os.environ.get("FUSECHAT_PROGRESS_FILE")
         self._last = {"file": 0.0, "store": time.monotonic(), "line": time.monotonic()}
         self._started = time.monotonic()
+        self._saved: int | None = None
         self._lock = threading.Lock()
 
     def __call__(self, done: float, total: float, unit: str, facts: Mapping[str, Any]) -> None:
         now = time.monotonic()
+        if done == facts.get("from"):
+            self._started = now  # what it took to get ready says nothing of the time that is left
         state = {
             "done": done,
             "total": total,
@@ -117,17 +123,18 @@ class Reporter:
             **facts,
         }
         with self._lock:
-            if self._file and (done >= total or now - self._last["file"] > 0.1):
+            saved, before = facts.get("checkpointStep"), self._saved
+            news, self._saved = saved != before, saved
+            if self._file and (done >= total or news or now - self._last["file"] > 0.1):
                 self._last["file"] = now
                 partial = Path(self._file + ".partial")
                 partial.write_text(json.dumps(state))
                 partial.replace(self._file)
             if now - self._last["line"] > 5:
                 self._last["line"] = now
-                print(
-                    f"{done:,.10g}/{total:,.10g} {unit}", *(f"{k}={v}" for k, v in facts.items()), flush=True
-                )
-            if self._put and now - self._last["store"] > PROGRESS_SECONDS:
+                shown = (f"{k}={v}" for k, v in facts.items() if k != "from")
+                print(f"{done:,.10g}/{total:,.10g} {unit}", *shown, flush=True)
+            if self._put and (news or now - self._last["store"] > PROGRESS_SECONDS):
                 self._last["store"] = now
                 self._put(state)
 
@@ -151,6 +158,7 @@ class Output:
         self.metrics: dict[str, Any] = {}
         self.deterministic = True
         self.block_count: int | None = None
+        self.first_block = 0
         self.files: list[FileEntry] = []
         self._stop = stop or threading.Event()
         self._report = Reporter(lambda state: store.put_json(f"{address}/progress.json", state))
@@ -166,6 +174,7 @@ class Output:
         self.block_count = count
         index, shards = self.shard
         done = self._published()
+        self.first_block = next((block for block in range(index, count, shards) if block not in done), 0)
         for block in range(index, count, shards):
             if self.stopping:
                 raise Stopped(f"stopped before block {block} of {count}; the finished ones are kept")
@@ -202,7 +211,7 @@ class FolderOutput(Output):
         self.folder = folder / ".scratch"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shard, self.runtime = (0, 1), dict(runtime or {})
-        self.metrics, self.deterministic, self.block_count = {}, True, None
+        self.metrics, self.deterministic, self.block_count, self.first_block = {}, True, None, 0
         self._stop, self._report = threading.Event(), Reporter(None)
         self._target = folder
         self.parts: dict[int, Mapping[str, Any]] = {}

@@ -141,9 +141,11 @@ class Progress:
         blocks = range(self._index, -(-samples // shards.BLOCK_SAMPLES), self._shards)
         self._total = sum(min(shards.BLOCK_SAMPLES, samples - b * shards.BLOCK_SAMPLES) for b in blocks)
         self._block, self._done, self._tokens, self._started = 0, 0, 0, time.monotonic()
+        self._from: int | None = None
 
     def start(self, block: int) -> None:
         self._block, self._done = block, block // self._shards * shards.BLOCK_SAMPLES
+        self._from = self._done if self._from is None else self._from
 
     def __call__(self, samples: int, tokens: int) -> None:
         """A batch is done. Stopped if SIGTERM came."""
@@ -152,4 +154,5 @@ class Progress:
         self._done += samples
         self._tokens += tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        self._out.progress(min(self._done, self._total), self._total, "samples", tokensPerSecond=round(rate))
+        facts = {"from": self._from, "tokensPerSecond": round(rate)}
+        self._out.progress(min(self._done, self._total), self._total, "samples", **facts)

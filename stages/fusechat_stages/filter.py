@@ -37,7 +37,7 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
         path = out.folder / shards.block_name(block, "json")
         path.write_text(json.dumps({"kept": kept.tolist(), "dropped": dropped}))
         out.publish_block(block, {path.name: path}, _metrics(aligned, kept, dropped))
-        out.progress(block + 1, len(names), "blocks")
+        out.progress(block + 1, len(names), "blocks", **{"from": out.first_block})
 
 
 def summarise(sums: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -162,12 +163,22 @@ def killed(case: Case) -> Path:
 
 @pytest.mark.parametrize("processes", [1, 2], ids="resumed by {}".format)
 def test_a_killed_run_of_two_resumes_at_another_world_size(
-    case: Case, alone: Path, killed: Path, tmp_path: Path, processes: int, capfd: pytest.CaptureFixture[str]
+    case: Case,
+    alone: Path,
+    killed: Path,
+    tmp_path: Path,
+    processes: int,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     out = tmp_path / "out"
+    monkeypatch.setenv("FUSECHAT_PROGRESS_FILE", str(tmp_path / "progress.json"))
     shutil.copytree(killed, out)
     run_local("fuse", PARAMS, case.inputs(), out, {**RUNTIME, "processes": processes})
-    assert "resumed at step" in capfd.readouterr().out
+    step = int(re.search(r"resumed at step (\d+)", capfd.readouterr().out)[1])
+    told = json.loads((tmp_path / "progress.json").read_text())
+    assert (told["from"], told["done"], told["checkpointStep"]) == (step, 120, step)
+    assert told["lastCheckpoint"].endswith("Z")
     assert curve(out) == pytest.approx(curve(alone), abs=1e-4)
     assert close(out, alone)
 

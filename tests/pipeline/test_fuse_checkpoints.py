@@ -1,6 +1,7 @@
 """Checkpoints in a real S3 store: where they lie, who finds them, what a half-written one is worth."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ class StopsAt(Output):
     step = 10**9
 
     def progress(self, done: float, total: float, unit: str, **facts: object) -> None:
+        super().progress(done, total, unit, **facts)
         if done >= self.step - 1:
             self._stop.set()
 
@@ -67,3 +69,31 @@ def test_another_attempt_goes_on_from_the_newest_complete_checkpoint(
     assert last.deterministic
     assert "metrics.json" not in {file.name for file in last.files}
     assert json.loads((tmp_path / "straight" / "metrics.json").read_text()) == last.metrics
+
+
+def test_progress_tells_a_checkpoint_as_soon_as_it_is_published_and_where_an_attempt_began(
+    store: Store, case: Case, tmp_path: Path
+):
+    """All of it within the 15 seconds in which nothing else would be told."""
+    attempt(store, case, "one", tmp_path, stop_at=3)
+    told = store.get_json(f"{ADDRESS}/progress.json")
+    assert (told["from"], told["done"], told["checkpointStep"]) == (0, 3, 3)
+    saved = datetime.fromisoformat(told["lastCheckpoint"])
+    assert timedelta(0) <= datetime.now(UTC) - saved < timedelta(minutes=5)
+    assert newest(StoreFiles(store), ADDRESS).saved == told["lastCheckpoint"]
+
+    class Reads(StopsAt):
+        """What the store says after each report."""
+
+        def progress(self, done: float, total: float, unit: str, **facts: object) -> None:
+            super().progress(done, total, unit, **facts)
+            said.append(store.get_json(f"{ADDRESS}/progress.json"))
+
+    said: list[dict[str, object]] = []
+    out = Reads(store, ADDRESS, "two", tmp_path / "two", runtime={**RUNTIME, "checkpointSeconds": 1e-9})
+    fuse.run(PARAMS, {role: FolderInput(path) for role, path in case.inputs().items()}, out)
+    first, last = said[0], said[-1]
+    assert (first["from"], first["done"], first["checkpointStep"]) == (3, 3, 3)
+    assert first["lastCheckpoint"] == told["lastCheckpoint"], "the earlier attempt's, until there is another"
+    assert (last["from"], last["checkpointStep"]) in {(3, 4), (3, 5)}
+    assert last["done"] > 4

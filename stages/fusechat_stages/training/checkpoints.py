@@ -12,8 +12,9 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,12 +104,13 @@ def files_of(job: Job) -> Files:
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint. `log`: the training log's lines up to `step`."""
+    """A complete checkpoint. `log`: the training log's lines up to `step`; `saved`: when, or nothing."""
 
     key: str
     step: int
     files: tuple[FileEntry, ...]
     log: list[dict[str, Any]]
+    saved: str = ""
 
 
 def newest(files: Files, address: str) -> Found | None:
@@ -117,8 +119,13 @@ def newest(files: Files, address: str) -> Found | None:
     for key in sorted(manifests, key=lambda name: int(name.split("/")[-2]), reverse=True):
         if told := files.get_json(key):
             entries = tuple(FileEntry(**entry) for entry in told["files"])
-            return Found(key.rpartition("/")[0], told["step"], entries, told["log"])
+            return Found(key.rpartition("/")[0], told["step"], entries, told["log"], told.get("saved", ""))
     return None
+
+
+def published(step: int, saved: str) -> dict[str, Any]:
+    """What progress tells of a checkpoint."""
+    return {"lastCheckpoint": saved, "checkpointStep": step} if saved else {"checkpointStep": step}
 
 
 def restore(files: Files, found: Found, folder: Path, state: State, world: World) -> None:
@@ -144,6 +151,9 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.last_step = -1
+        self.published: dict[str, Any] = {}
+        """`lastCheckpoint` and `checkpointStep` of the newest that others find, as progress tells them: the
+        leader's, replaced whole by the thread that publishes."""
 
     @property
     def busy(self) -> bool:
@@ -190,8 +200,11 @@ class Saver:
         shutil.rmtree(folder)
         everyones = self._gathered(sent)  # nobody's files are missing once it returns
         if self.world.leads:
-            told: Mapping[str, Any] = {"step": step, "files": [asdict(e) for e in everyones], "log": log}
+            saved = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            files = [asdict(entry) for entry in everyones]
+            told = {"step": step, "saved": saved, "files": files, "log": log}
             self.files.put_json(f"{root}/{step}/manifest.json", told)
+            self.published = published(step, saved)
             self._forget(root, step)
 
     def _gathered(self, entries: list[FileEntry]) -> list[FileEntry]:

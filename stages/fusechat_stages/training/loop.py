@@ -65,6 +65,7 @@ class Trainer:
         self.parameters = [p for p in self.fusion.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, recipe)
         self.step, self.log = 0, list[dict[str, Any]]()
+        self.begun = 0
         self.files = checkpoints.files_of(job)
         self.saver = checkpoints.Saver(self.files, job, world)
         self.saved_at = time.monotonic()
@@ -79,23 +80,24 @@ class Trainer:
         for p in self.parameters:  # fused AdamW counts on the device, the other on the host
             where = None if self.recipe.published else self.device
             self.optimizer.state[p]["step"] = torch.tensor(float(found.step), device=where)
-        self.step, self.log = found.step, found.log
+        self.step, self.begun, self.log = found.step, found.step, found.log
         self.saver.last_step = found.step
+        self.saver.published = checkpoints.published(found.step, found.saved)
         if self.world.leads:
             print(f"resumed at step {self.step} of {self.schedule.steps} from {found.key}", flush=True)
 
     def run(self, host: Host) -> None:
         """All steps that are left."""
+        self._tell(host)
         while self.step < self.schedule.steps:
             sums = self._one_step(host)
-            line = self.log[-1]
-            facts = {k: round(line[k], 4) for k in ("loss", "lm_loss", "fuse_loss") if line[k] is not None}
-            host.progress(self.step, self.schedule.steps, "steps", **facts)
+            self._tell(host)
             if sums.stopping:
-                self._stop()
+                self._stop(host)
             if sums.due and not sums.busy and self.step < self.schedule.steps:
                 self._save()
         self.saver.wait()
+        self._tell(host)
 
     def finish(self) -> dict[str, Any]:
         """Write the target and the log; the stage's metrics."""
@@ -107,6 +109,12 @@ class Trainer:
             lines = (json.dumps(line, sort_keys=True) + "\n" for line in self.log)  # a store sorts keys too
             (self.job.target / "training.jsonl").write_text("".join(lines))
         return _metrics(self.examples, self.schedule, self.recipe, self.log, moved)
+
+    def _tell(self, host: Host) -> None:
+        line = self.log[-1] if self.log else {}
+        losses = {k: round(line[k], 4) for k in ("loss", "lm_loss", "fuse_loss") if line.get(k) is not None}
+        facts = {"from": self.begun, **losses, **self.saver.published}
+        host.progress(self.step, self.schedule.steps, "steps", **facts)
 
     def _one_step(self, host: Host) -> Sums:
         samples = self.schedule.at(self.step)
@@ -193,11 +201,12 @@ class Trainer:
         self.saver.start(self.step, self._state(), self.log)
         self.saved_at = time.monotonic()
 
-    def _stop(self) -> None:
+    def _stop(self, host: Host) -> None:
         self.saver.wait()
         if self.saver.last_step < self.step:
             self._save()
             self.saver.wait()
+        self._tell(host)
         raise Stopped(f"saved at step {self.step} of {self.schedule.steps}; run the step again to go on")
 
     def _state(self) -> checkpoints.State:

@@ -165,6 +165,7 @@ class _Pipe:
     def __init__(self, pipe: int, leads: bool) -> None:
         self._pipe, self._leads, self._stop = pipe, leads, threading.Event()
         self._said = 0.0
+        self._checkpoint: int | None = None
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
@@ -174,8 +175,9 @@ class _Pipe:
 
     def progress(self, done: float, total: float, unit: str, **facts: Any) -> None:
         now = time.monotonic()
-        if self._leads and (now - self._said > 0.1 or done >= total):
-            self._said = now
+        saved = facts.get("checkpointStep")
+        if self._leads and (now - self._said > 0.1 or done >= total or saved != self._checkpoint):
+            self._said, self._checkpoint = now, saved
             self.say({"progress": [done, total, unit], "facts": facts})
 
     def say(self, words: Mapping[str, Any]) -> None:

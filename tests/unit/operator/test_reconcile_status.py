@@ -160,10 +160,23 @@ def test_progress_becomes_a_share_a_rate_and_the_time_that_is_left():
     assert (told["metrics"], told["lastCheckpoint"]) == ({"loss": 1.5}, "2027-01-15T08:00:00Z")
 
 
+def test_what_earlier_attempts_did_is_done_and_says_nothing_of_the_rate():
+    world = begun("fuse-s0")
+    address = child(world.child_of("fuse-s0")).address
+    told = {"done": 80, "total": 100, "from": 70, "seconds": 20.0, "unit": "steps", "checkpointStep": 75}
+    world.progress[address] = told
+    world.settle()
+    (told,) = world.status()["details"]
+    assert (told["percent"], told["rate"], told["etaSeconds"]) == (80.0, "0.5 steps/s", 40)
+    assert told["metrics"] == {"checkpointStep": 75}
+
+
 @pytest.mark.parametrize(
     "told",
     [
         {},
+        {"done": 5, "total": 10, "seconds": 1.0, "from": 7},
+        {"done": 5, "total": 10, "seconds": 1.0, "from": None},
         {"done": 0, "total": 0, "seconds": 0},
         {"done": 0, "total": 10, "seconds": 0.0},
         {"done": 11, "total": 10, "seconds": 1.0, "unit": "x" * 200},
