@@ -17,10 +17,11 @@ from fusechat_operator import naming
 from fusechat_operator.agenda import Agenda
 from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.cluster import ApiRefusal, Cluster
+from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
-from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, Decision, Event, reconcile
+from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, reconcile
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import timestamp
 

@@ -7,56 +7,28 @@ status is its memory, and from facts. Where a fact is missing it returns the que
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from fusechat.pins import origins, user_pins
-from fusechat.plan import VERSIONS, Plan, Step, report_step, resolve_step
+from fusechat.plan import VERSIONS, Plan, Step, resolve_step
 from fusechat.progress import State, decide, gates_of, needed
-from fusechat.record import record
-from fusechat.spec import STAGES, seconds
+from fusechat.spec import STAGES
 
 from fusechat_operator import jobs, leftovers, naming, status
 from fusechat_operator.children import Child
-from fusechat_operator.children import seconds as epoch
+from fusechat_operator.decision import Decision, Event
+from fusechat_operator.ends import Ends
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
 from fusechat_operator.memory import Line, Memory
 from fusechat_operator.once import Once
-from fusechat_operator.scan import Scan, Scanner
+from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
+from fusechat_operator.scan import Scanner
+from fusechat_operator.scan_lines import Scan
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import Extras, Verdict
+from fusechat_operator.status import Verdict
 
 UNLIMITED = 1 << 20
-STORE_PAUSE_SECONDS = 15.0
 REFUSAL_PAUSE_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class Event:
-    """`kind` is Normal or Warning, `reason` CamelCase."""
-
-    kind: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Decision:
-    """In the order it is carried out: documents, forget, create, status, keep, delete, events.
-
-    `keep` are failed children that the cluster must not clear away; `again` is in seconds.
-    """
-
-    asks: frozenset[Ask] = frozenset()
-    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    forget: tuple[str, ...] = ()
-    create: tuple[Mapping[str, Any], ...] = ()
-    status: Mapping[str, Any] | None = None
-    delete: tuple[Child, ...] = ()
-    keep: tuple[Child, ...] = ()
-    events: tuple[Event, ...] = ()
-    again: float | None = None
-    shared: tuple[str, ...] = ()
 
 
 def reconcile(
@@ -106,21 +78,13 @@ def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float)
     return Decision(status=made, events=(event,) if not known.true("Stalled") else ())
 
 
-class _Pass:
+class _Pass(Ends):
     """One reconcile of one run."""
 
     def __init__(self, once: Once, look: Look, settings: Settings, now: float, retry: str) -> None:
-        self.once, self.found, self.run, self.place = once, once.found, once.run, once.place
-        self.look, self.settings, self.now = look, settings, now
-        self.meta = self.found["metadata"]
-        self.uid, self.generation = str(self.meta["uid"]), int(self.meta.get("generation", 1))
-        self.before = self.memory = known = once.memory
-        pinned = user_pins(self.run)
-        self.extras = Extras(unpinned=[name for name in origins(self.run) if name not in pinned])
-        self.documents: dict[str, Mapping[str, Any]] = {}
-        self.delete: list[Child] = []
+        super().__init__(once, look, settings, now)
         self.unqueued = False
-        if retry and retry != known.last_retry:
+        if retry and retry != self.before.last_retry:
             self._retry(retry)
 
     def decide(self) -> Decision:
@@ -205,9 +169,6 @@ class _Pass:
                 self.memory = replace(self.memory, lines=lines)
                 return {**kept, **known.metrics["pins"]}
         return self._act(work, scan)
-
-    def _alone(self, step: Step) -> Plan:
-        return Plan(self.run.metadata.name, self.uid, self.generation, self.run.spec.profile, (step,))
 
     def _freeze(self, pins: Mapping[str, str], digest: str) -> dict[str, Any]:
         asked = self.once.asked
@@ -314,10 +275,6 @@ class _Pass:
             return self._finish(work, scan)
         return self._go_on(work, scan, starting)
 
-    def _begun(self, line: Line) -> Line:
-        """A child with a queue is created suspended: it runs when its queue says so."""
-        return replace(line, state="Waiting" if self.run.spec.scheduling.queue_name else "Running")
-
     def _was(self, reason: str) -> bool:
         return self.before.conditions.get("Ready", {}).get("reason") == reason
 
@@ -352,203 +309,7 @@ class _Pass:
                 told[step.name] = found
         self.extras.progress = told
 
-    # ends
-
-    def _finish(self, work: jobs.Work, scan: Scan) -> Decision:
-        """All is published: the record, the report, then Succeeded."""
-        known = {s.name: self.look("metrics", str(s.address)) for s in work.plan.steps}
-        if self.look.asks or self.look.troubles:
-            return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
-        metrics = {name: a.metrics for name, a in known.items() if isinstance(a, Artifact)}
-        self.extras.scores = status.scores(work.plan, metrics)
-        fused = next((s for s in work.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None)
-        self.extras.model = f"{self.place.uri}/{fused.address}" if fused else None
-        step = self._report(work)
-        alone = replace(work, plan=self._alone(step))
-        side = Scanner(alone, self.memory, self.look, self.now).scan((step,))
-        if self.look.asks:
-            return self._asking()
-        line = side.lines[step.name]
-        scan.again += side.again
-        scan.delete += side.delete
-        if line.done or line.state == "Failed":
-            self.extras.report = f"{self.place.uri}/{step.address}" if line.done else None
-            note = "" if line.done else f" The report was not made: {side.observed[step.name].error}"
-            return self._end(work, scan, Verdict("Succeeded", "Succeeded", self._headline(work, scan) + note))
-        create: tuple[Mapping[str, Any], ...] = ()
-        if side.observed[step.name].state is State.PENDING:
-            if not self._write_record(work, scan, known):
-                return self._asking()
-            create, line = tuple(jobs.build(alone, step)), self._begun(line)
-        scan.lines[step.name] = line
-        scan.waits |= side.waits
-        scan.again.append(self.settings.poll_seconds)
-        stuck = side.problems.get(step.name)
-        message = f"all {len(work.plan.steps)} steps done; the report {stuck or 'is being made'}"
-        extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
-        return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
-
-    def _report(self, work: jobs.Work) -> Step:
-        return report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
-
-    def _write_record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> bool:
-        """`runs/<uid>.json`, which the report is made of; False while its facts are being asked for."""
-        times: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        for step in work.plan.steps:
-            if scan.lines[step.name].state != "Succeeded":
-                continue
-            found = self.look("attempts", str(step.address))
-            for attempt in found if isinstance(found, list | tuple) else ():
-                spent = (epoch(attempt.get("ended")) or 0.0) - (epoch(attempt.get("started")) or 0.0)
-                times[step.name] = times.get(step.name, 0.0) + max(0.0, spent)
-                counts[step.name] = counts.get(step.name, 0) + 1
-        if self.look.asks:
-            return False
-        started = epoch(self.memory.started) or self.now
-        manifests = {name: a for name, a in known.items() if isinstance(a, Artifact)}
-        self.documents[f"runs/{self.uid}.json"] = record(
-            work.plan, scan.observed, manifests, times, counts, started, self.now
-        )
-        return True
-
-    def _headline(self, work: jobs.Work, scan: Scan) -> str:
-        cached = sum(line.state == "Cached" for line in scan.lines.values() if line.name != "report")
-        total = len(work.plan.steps)
-        share = (
-            "everything was cached"
-            if cached == total
-            else f"{total - cached} steps computed, {cached} cached"
-        )
-        fused = [s for s in self.extras.scores if s["subject"] == "Fused"]
-        scored = f"; fused {fused[0]['benchmark']} {fused[0]['score']:.3f}" if fused else ""
-        return f"{share}{scored}"
-
-    def _deadline(self) -> str:
-        if not self.run.spec.deadline or not self.memory.started:
-            return ""
-        if self.now - self._clock(self.memory.started) < seconds(self.run.spec.deadline):
-            return ""
-        return (
-            f"the run did not end by its deadline of {self.run.spec.deadline}; raise it, or see what was slow"
-        )
-
-    def _clock(self, started: str) -> float:
-        """Since when the deadline runs: the start, or when a suspended run went on, as that of a Job."""
-        held = self.before.conditions.get("Suspended", {})
-        resumed = self.now if held.get("status") == "True" else epoch(held.get("lastTransitionTime")) or 0.0
-        return max(epoch(started) or self.now, resumed)
-
-    def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
-        own = self.look("own", self.uid)
-        if own is UNKNOWN:
-            return self._asking()
-        scan, _ = self._stopped(work, own)
-        return self._end(work, scan, Verdict("Stalled", "DeadlineExceeded", sentence))
-
-    def _suspend(self, work: jobs.Work) -> Decision:
-        """Active children are deleted with grace: fuse saves a checkpoint. Nothing finished is touched."""
-        own = self.look("own", self.uid)
-        if own is UNKNOWN:
-            return self._asking()
-        scan, active = self._stopped(work, own)
-        if active:
-            scan.again.append(5.0)
-        stopping = f"; {active} children are saving and stopping" if active else ""
-        message = f"suspended by spec.suspend{stopping}; set it to false to go on"
-        return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
-
-    def _stopped(self, work: jobs.Work, own: list[Child]) -> tuple[Scan, int]:
-        """Active children are deleted with grace, and their ends count for nothing; how many there are."""
-        active = {c.name: c for c in own if not status.finished(c)}
-        self.delete += [c for c in active.values() if not c.terminating]
-        scan = self._remembered(work.plan)
-        for step in work.plan.steps:
-            child = active.get(jobs.name_of(step, self.place)) if step.address else None
-            if child:
-                scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting", ended=child.uid)
-                scan.waits[step.name] = "stopped with its run"
-        return scan, len(active)
-
-    def _remembered(self, made: Plan) -> Scan:
-        return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})
-
-    # decisions
-
-    def _asking(self) -> Decision:
-        return Decision(asks=frozenset(self.look.asks))
-
-    def _trouble(self) -> str:
-        return self.look.troubles[0].sentence
-
-    def _stuck(self, reason: str, sentence: str, state: str = "Stuck") -> Decision:
-        """Nothing can be decided now; the status keeps what it had."""
-        verdict = Verdict(state, reason, sentence)
-        made = {
-            **self.found.get("status", {}),
-            "observedGeneration": self.generation,
-            "conditions": status.conditions(
-                self.before, verdict, self.generation, self.extras.unpinned, self.now
-            ),
-        }
-        return Decision(status=made, again=STORE_PAUSE_SECONDS)
-
-    def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
-        scan.again = []
-        return self._decision(work, scan, verdict)
-
-    def _decision(
-        self, work: jobs.Work, scan: Scan, verdict: Verdict, create: tuple[Mapping[str, Any], ...] = ()
-    ) -> Decision:
-        made = status.render(work, self.memory, scan, verdict, self.frozen, self.extras, self.now)
-        again = list(scan.again)
-        if self.run.spec.deadline and verdict.state in ("Running", "Stuck"):
-            due = self._clock(made["started"]) + seconds(self.run.spec.deadline)
-            again.append(max(0.0, due - self.now) + 1)
-        return Decision(
-            documents=self.documents,
-            forget=tuple(scan.forget),
-            create=create,
-            status=made,
-            delete=tuple({c.uid: c for c in [*self.delete, *scan.delete]}.values()),
-            keep=tuple(scan.keep),
-            events=_events(self.before, scan, verdict, self.extras.errors),
-            again=min(again, default=None),
-            shared=tuple(scan.shared),
-        )
-
 
 def _stays(child: Child) -> bool:
     """Whether a child does not go by itself: what ended well does, but for a TrainJob."""
     return child.phase != "Complete" or child.kind == "TrainJob"
-
-
-def _events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, str]) -> tuple[Event, ...]:
-    """At most one event a pass: the strongest of what changed, with the rest in its sentence."""
-    changed = {n: line for n, line in scan.lines.items() if line.state != before.lines.get(n, Line(n)).state}
-    failed = [f"{n} failed: {errors.get(n, '')}" for n, line in changed.items() if line.state == "Failed"]
-    done = [n for n, line in changed.items() if line.state == "Succeeded"]
-    started = [n for n, line in changed.items() if line.state == "Running"]
-    cached = [n for n, line in changed.items() if line.state == "Cached"]
-    stopped = [f"{n} {scan.waits.get(n, '')}" for n in scan.stopped]
-    retried = [
-        f"{n}: {scan.waits.get(n, '')}"
-        for n, line in scan.lines.items()
-        if line.ended and line.ended != before.lines.get(n, Line(n)).ended and line.state == "Waiting"
-    ]
-    parts = [*failed, *retried, *stopped]
-    parts += [f"{', '.join(done)} succeeded"] if done else []
-    parts += [f"started {', '.join(started)}"] if started else []
-    parts += [f"{len(cached)} steps are cached"] if cached else []
-    ready = before.conditions.get("Ready", {})
-    if verdict.state in ("Succeeded", "Stalled", "Suspended") and ready.get("reason") != verdict.reason:
-        kind = "Warning" if verdict.state == "Stalled" else "Normal"
-        return (Event(kind, verdict.reason, "; ".join([verdict.message, *parts])[:1000]),)
-    if not parts:
-        return ()
-    reason = (
-        "StepFailed" if failed else "StepRetried" if retried else "StepSucceeded" if done else "StepStarted"
-    )
-    if not (failed or retried or done or started):
-        reason = "StepStoppedByQueue" if stopped else "StepCached"
-    return (Event("Warning" if failed or retried else "Normal", reason, "; ".join(parts)[:1000]),)

@@ -7,24 +7,23 @@ and why a step waits; nothing is created or deleted here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fusechat.plan import Step
 from fusechat.progress import Observed, State
 from fusechat.spec import Gates
 
 from fusechat_operator import jobs
-from fusechat_operator.causes import Cause, cause, train_together
-from fusechat_operator.children import Child, Pod, failed_pods
-from fusechat_operator.facts import UNKNOWN, Artifact, Look
-from fusechat_operator.memory import SHORT, Line, Memory
+from fusechat_operator.causes import Cause
+from fusechat_operator.children import Child, Pod
+from fusechat_operator.facts import UNKNOWN, Artifact
+from fusechat_operator.memory import SHORT, Line
+from fusechat_operator.scan_ends import Attempts
+from fusechat_operator.scan_lines import Scan
 from fusechat_operator.workloads import PATIENCE, QUEUED, given_up, waiting
 
 SETTLE_SECONDS = 8.0
 """How long a new child's Pods may be on their way before one asks why they are not there."""
-
-PAUSE_SECONDS = (10.0, 600.0)
-"""First and longest pause after trouble outside; it doubles."""
 
 OWNERS_SECONDS = 60.0
 """How long an attempt that came to nothing is left to the run that made it, before one that waits acts."""
@@ -32,37 +31,9 @@ OWNERS_SECONDS = 60.0
 MOST_ASKED = 4
 """Waiting steps of a run whose queue is asked why, at every look: a thousand runs may wait."""
 
-SPENT = ("BackoffLimitExceeded", "FailedIndexes", "MaxFailedIndexesExceeded")
-"""Reasons by which a Job says that it has tried as often as its run allows."""
 
-
-@dataclass
-class Scan:
-    """What was found. `observed` is what progress.decide takes; `problems` say what is stuck."""
-
-    lines: dict[str, Line] = field(default_factory=dict)
-    observed: dict[str, Observed] = field(default_factory=dict)
-    children: dict[str, Child] = field(default_factory=dict)
-    waits: dict[str, str] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    delete: list[Child] = field(default_factory=list)
-    keep: list[Child] = field(default_factory=list)
-    forget: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-    again: list[float] = field(default_factory=list)
-    gpu_seconds: float = 0.0
-    unqueued: bool = False
-    stopped: list[str] = field(default_factory=list)
-
-
-class Scanner:
+class Scanner(Attempts):
     """One pass over a plan's steps, in the plan's order."""
-
-    def __init__(self, work: jobs.Work, memory: Memory, look: Look, now: float) -> None:
-        self.work, self.memory, self.look, self.now = work, memory, look, now
-        self.uid = str(work.object["metadata"]["uid"])
-        self.found = Scan()
-        self.stale: set[str] = set()
 
     def scan(self, steps: Sequence[Step]) -> Scan:
         for step in steps:
@@ -252,157 +223,6 @@ class Scanner:
         """Why its controller could make no Pod: a quota, a policy, a name that does not exist."""
         told = self.look("warning", child.uid)
         return f"its Pods cannot be made: {told}" if told and told is not UNKNOWN else ""
-
-    # how an attempt ended
-
-    def _ended(self, step: Step, line: Line, child: Child) -> Observed:
-        """A child has ended without an artifact and nobody has counted it yet."""
-        why = self._why(step, child)
-        if why is None:
-            return self._unknown(line)
-        self._count_gpu_seconds(child)
-        counted = line.counted(why.kind, child.uid)
-        if why.exit_code == 66 and not line.replanned:
-            return self._replan(step, counted, why)
-        if self._is_final(step, child, why):
-            made = self._fail(counted, why.exit_code, why.sentence)
-        else:
-            made = self._again(counted, why.kind, why.sentence, child.ended or self.now)
-        if made.state is State.FAILED:
-            self.found.keep.append(child)
-        return made
-
-    def _is_final(self, step: Step, child: Child, why: Cause) -> bool:
-        """A bug, or a Job that has tried as often as it may; a training is tried by the operator alone."""
-        return why.kind == "bug" or (child.kind == "Job" and child.reason in SPENT and step.stage != "fuse")
-
-    def _why(self, step: Step, child: Child) -> Cause | None:
-        if child.phase == "Complete":
-            return Cause("infrastructure", None, "it ended well without an artifact")
-        pods = self.look("pods", child.name)
-        if pods is UNKNOWN:
-            return None
-        attempts: Sequence[dict[str, object]] = ()
-        if train_together(child) or not failed_pods(pods):
-            found = self.look("attempts", str(step.address))
-            if found is UNKNOWN:
-                return None
-            attempts = found
-        return cause(child, pods, attempts)
-
-    def _again(self, line: Line, kind: str, sentence: str, since: float) -> Observed:
-        """One more attempt, if the budget of its cause has one left."""
-        retries, count = self.work.run.spec.retries, getattr(line, kind)
-        budget = retries.disruption if kind == "disruption" else retries.infrastructure
-        if count > budget:
-            return self._fail(line, None, f"{sentence}; {kind} {count} times, and {budget} are allowed")
-        self.found.problems[line.name] = f"{sentence}; it is tried again"
-        due = since + _pause(kind, count)
-        self.found.again.append(max(0.0, due - self.now) + 0.05)
-        return self._hold(line, f"{sentence}; it is tried again")
-
-    def _old(self, line: Line, child: Child) -> Observed:
-        """An ended child that was counted: it goes when its pause is over."""
-        kind = "infrastructure" if line.infrastructure else "disruption"
-        due = (child.ended or child.created) + _pause(kind, getattr(line, kind))
-        if line.state == "Waiting" and due > self.now and not line.bug:
-            self.found.again.append(due - self.now + 0.05)
-            told = str(self.memory.details.get(line.name, {}).get("message", "it is tried again"))
-            self.found.problems[line.name] = told
-            return self._hold(line, told)
-        self.found.delete.append(child)
-        return self._hold(line, "its last attempt is being cleared away")
-
-    def _replan(self, step: Step, line: Line, why: Cause) -> Observed:
-        """It lacked an input that counted as there (exit 66): what is gone is made again, once."""
-        for name in dict.fromkeys(step.inputs.values()):
-            given = self.work.plan.step(name)
-            artifact = self.look("artifact", str(given.address))
-            if artifact is UNKNOWN:
-                return self._unknown(self.memory.lines[step.name])
-            if artifact is None:
-                self.found.lines[name] = replace(self.found.lines[name], state="Pending", replanned=False)
-                self.found.observed[name] = Observed(State.RUNNING)
-        self.found.problems[step.name] = f"{why.sentence}; what is missing is made again"
-        self.found.again.append(0.05)
-        return self._hold(replace(line, replanned=True), "an input is made again")
-
-    # lines
-
-    def _done(self, step: Step, line: Line, artifact: Artifact) -> Observed:
-        clean = replace(line, ended="", replanned=False)
-        self.found.lines[step.name] = clean
-        if clean.state == "Succeeded":
-            self._mark_stale(step, artifact)
-        return Observed(State.CACHED if line.state == "Cached" else State.DONE, artifact.metrics)
-
-    def _mark_stale(self, step: Step, fresh: Artifact) -> None:
-        """Hits that were made of other bytes of this step than it has now are made anew.
-
-        The status says so before the next look sets the artifact aside: else a crash in between would leave a
-        hit in the status that is not in the store.
-        """
-        for successor in self.work.plan.successors(step.name):
-            known = self.memory.lines.get(successor.name)
-            if known is None or known.state != "Cached":
-                continue
-            hit = self.look("metrics", str(successor.address))
-            if isinstance(hit, Artifact) and _differs(hit, step, fresh):
-                stale = replace(known, state="Waiting")
-                self.memory = replace(self.memory, lines={**self.memory.lines, successor.name: stale})
-                self.stale.add(successor.name)
-
-    def _is_stale(self, step: Step, hit: Artifact) -> bool:
-        for name in dict.fromkeys(step.inputs.values()):
-            if self.found.lines.get(name, Line(name)).state == "Succeeded":
-                given = self.work.plan.step(name)
-                fresh = self.look("metrics", str(given.address))
-                if isinstance(fresh, Artifact) and _differs(hit, given, fresh):
-                    return True
-        return False
-
-    def _unknown(self, line: Line) -> Observed:
-        """A fact is missing: nothing changes, and nothing hangs on it."""
-        self.found.lines[line.name] = line
-        return Observed(State.RUNNING)
-
-    def _hold(self, line: Line, why: str) -> Observed:
-        """Neither started nor ended for now."""
-        self.found.lines[line.name] = replace(line, state="Waiting")
-        self.found.waits[line.name] = why
-        return Observed(State.RUNNING)
-
-    def _going(self, line: Line) -> Observed:
-        """Its old child is about to be gone."""
-        if line.state == "Failed":
-            return self._set(line)
-        return self._hold(line, "its old child is being removed")
-
-    def _set(self, line: Line) -> Observed:
-        self.found.lines[line.name] = line
-        if line.state == "Failed":
-            message = str(self.memory.details.get(line.name, {}).get("message", "it failed"))
-            return Observed(State.FAILED, error=message)
-        return Observed(State.PENDING)
-
-    def _fail(self, line: Line, code: int | None, sentence: str) -> Observed:
-        self.found.lines[line.name] = replace(line, state="Failed")
-        return Observed(State.FAILED, exit_code=code, error=sentence)
-
-    def _count_gpu_seconds(self, child: Child) -> None:
-        if child.gpus and child.started:
-            self.found.gpu_seconds += child.gpus * max(0.0, (child.ended or self.now) - child.started)
-
-
-def _pause(kind: str, count: int) -> float:
-    if kind == "disruption":
-        return min(60.0, float(2 ** max(0, count - 2))) if count > 1 else 0.0
-    first, longest = PAUSE_SECONDS
-    return float(min(longest, first * 2 ** min(16, max(0, count - 1))))
-
-
-def _differs(hit: Artifact, given: Step, fresh: Artifact) -> bool:
-    return any(ref.address == fresh.address and ref.digest != fresh.digest for ref in hit.inputs.values())
 
 
 def _stuck(pods: Sequence[Pod]) -> str:

@@ -16,7 +16,7 @@ from fusechat.plan import Plan, Step
 from fusechat_operator import jobs
 from fusechat_operator.children import Child
 from fusechat_operator.memory import Line, Memory, line_json
-from fusechat_operator.scan import Scan
+from fusechat_operator.scan_lines import Scan
 
 MOST_DETAILS = 20
 KEY_METRICS = 8

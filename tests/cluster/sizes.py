@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 
+from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Artifact, Ask
-from fusechat_operator.reconcile import Decision, reconcile
+from fusechat_operator.reconcile import reconcile
 from fusechat_operator.settings import DefaultStore, Settings
 
 from tests.cluster.stagehand import METRICS, a_run

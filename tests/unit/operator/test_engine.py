@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal
+from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import Trouble
-from fusechat_operator.reconcile import Decision, Event
 
 from tests.unit.operator.acts import fails, finish, step_of
 from tests.unit.operator.edges import EFFECTS, KEY, an_engine, look, work

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal
-from fusechat_operator.reconcile import Event
+from fusechat_operator.decision import Event
 
 from tests.unit.operator.acts import finish, nothing
 from tests.unit.operator.edges import an_engine, child_key, look, work

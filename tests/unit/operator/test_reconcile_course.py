@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Ask
-from fusechat_operator.reconcile import Decision
 
 from tests.unit.operator.acts import finish, step_of, told
 from tests.unit.operator.runs import a_run

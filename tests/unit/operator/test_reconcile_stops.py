@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusechat_operator import naming
-from fusechat_operator.reconcile import Decision
+from fusechat_operator.decision import Decision
 
 from tests.unit.operator.acts import fails, finish, nothing
 from tests.unit.operator.runs import a_run

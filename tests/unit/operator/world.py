@@ -15,9 +15,10 @@ from fusechat.plan import Plan, plan
 from fusechat.spec import load
 from fusechat_operator import naming
 from fusechat_operator.children import child
+from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Ask
 from fusechat_operator.once import Once
-from fusechat_operator.reconcile import Decision, reconcile
+from fusechat_operator.reconcile import reconcile
 from fusechat_operator.settings import Settings
 
 from tests.unit.operator.acts import Act, finish, nothing, step_of

@@ -1,0 +1,75 @@
+"""What one look at a run leads to: a Decision, and the Event that tells people of it. Pure.
+
+Made by reconcile, carried out by the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusechat_operator.children import Child
+from fusechat_operator.facts import Ask
+from fusechat_operator.memory import Line, Memory
+from fusechat_operator.scan_lines import Scan
+from fusechat_operator.status import Verdict
+
+
+@dataclass(frozen=True)
+class Event:
+    """`kind` is Normal or Warning, `reason` CamelCase."""
+
+    kind: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """In the order it is carried out: documents, forget, create, status, keep, delete, events.
+
+    `keep` are failed children that the cluster must not clear away; `again` is in seconds.
+    """
+
+    asks: frozenset[Ask] = frozenset()
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()
+    create: tuple[Mapping[str, Any], ...] = ()
+    status: Mapping[str, Any] | None = None
+    delete: tuple[Child, ...] = ()
+    keep: tuple[Child, ...] = ()
+    events: tuple[Event, ...] = ()
+    again: float | None = None
+    shared: tuple[str, ...] = ()
+
+
+def events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, str]) -> tuple[Event, ...]:
+    """At most one event a pass: the strongest of what changed, with the rest in its sentence."""
+    changed = {n: line for n, line in scan.lines.items() if line.state != before.lines.get(n, Line(n)).state}
+    failed = [f"{n} failed: {errors.get(n, '')}" for n, line in changed.items() if line.state == "Failed"]
+    done = [n for n, line in changed.items() if line.state == "Succeeded"]
+    started = [n for n, line in changed.items() if line.state == "Running"]
+    cached = [n for n, line in changed.items() if line.state == "Cached"]
+    stopped = [f"{n} {scan.waits.get(n, '')}" for n in scan.stopped]
+    retried = [
+        f"{n}: {scan.waits.get(n, '')}"
+        for n, line in scan.lines.items()
+        if line.ended and line.ended != before.lines.get(n, Line(n)).ended and line.state == "Waiting"
+    ]
+    parts = [*failed, *retried, *stopped]
+    parts += [f"{', '.join(done)} succeeded"] if done else []
+    parts += [f"started {', '.join(started)}"] if started else []
+    parts += [f"{len(cached)} steps are cached"] if cached else []
+    ready = before.conditions.get("Ready", {})
+    if verdict.state in ("Succeeded", "Stalled", "Suspended") and ready.get("reason") != verdict.reason:
+        kind = "Warning" if verdict.state == "Stalled" else "Normal"
+        return (Event(kind, verdict.reason, "; ".join([verdict.message, *parts])[:1000]),)
+    if not parts:
+        return ()
+    reason = (
+        "StepFailed" if failed else "StepRetried" if retried else "StepSucceeded" if done else "StepStarted"
+    )
+    if not (failed or retried or done or started):
+        reason = "StepStoppedByQueue" if stopped else "StepCached"
+    return (Event("Warning" if failed or retried else "Normal", reason, "; ".join(parts)[:1000]),)

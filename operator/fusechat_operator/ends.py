@@ -1,0 +1,139 @@
+"""How a run ends, or is held: the record and its report, the deadline, suspend. Pure.
+
+A layer of reconcile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fusechat.plan import Step, report_step
+from fusechat.progress import State
+from fusechat.record import record
+from fusechat.spec import seconds
+
+from fusechat_operator import jobs, status
+from fusechat_operator.children import Child
+from fusechat_operator.children import seconds as epoch
+from fusechat_operator.decision import Decision
+from fusechat_operator.facts import UNKNOWN, Artifact
+from fusechat_operator.one_pass import Pass
+from fusechat_operator.scan import Scanner
+from fusechat_operator.scan_lines import Scan
+from fusechat_operator.status import Verdict
+
+
+class Ends(Pass):
+    """A pass that can end its run."""
+
+    def _finish(self, work: jobs.Work, scan: Scan) -> Decision:
+        """All is published: the record, the report, then Succeeded."""
+        known = {s.name: self.look("metrics", str(s.address)) for s in work.plan.steps}
+        if self.look.asks or self.look.troubles:
+            return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
+        metrics = {name: a.metrics for name, a in known.items() if isinstance(a, Artifact)}
+        self.extras.scores = status.scores(work.plan, metrics)
+        fused = next((s for s in work.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None)
+        self.extras.model = f"{self.place.uri}/{fused.address}" if fused else None
+        step = self._report(work)
+        alone = replace(work, plan=self._alone(step))
+        side = Scanner(alone, self.memory, self.look, self.now).scan((step,))
+        if self.look.asks:
+            return self._asking()
+        line = side.lines[step.name]
+        scan.again += side.again
+        scan.delete += side.delete
+        if line.done or line.state == "Failed":
+            self.extras.report = f"{self.place.uri}/{step.address}" if line.done else None
+            note = "" if line.done else f" The report was not made: {side.observed[step.name].error}"
+            return self._end(work, scan, Verdict("Succeeded", "Succeeded", self._headline(work, scan) + note))
+        create: tuple[Mapping[str, Any], ...] = ()
+        if side.observed[step.name].state is State.PENDING:
+            if not self._write_record(work, scan, known):
+                return self._asking()
+            create, line = tuple(jobs.build(alone, step)), self._begun(line)
+        scan.lines[step.name] = line
+        scan.waits |= side.waits
+        scan.again.append(self.settings.poll_seconds)
+        stuck = side.problems.get(step.name)
+        message = f"all {len(work.plan.steps)} steps done; the report {stuck or 'is being made'}"
+        extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
+        return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
+
+    def _report(self, work: jobs.Work) -> Step:
+        return report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
+
+    def _write_record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> bool:
+        """`runs/<uid>.json`, which the report is made of; False while its facts are being asked for."""
+        times: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for step in work.plan.steps:
+            if scan.lines[step.name].state != "Succeeded":
+                continue
+            found = self.look("attempts", str(step.address))
+            for attempt in found if isinstance(found, list | tuple) else ():
+                spent = (epoch(attempt.get("ended")) or 0.0) - (epoch(attempt.get("started")) or 0.0)
+                times[step.name] = times.get(step.name, 0.0) + max(0.0, spent)
+                counts[step.name] = counts.get(step.name, 0) + 1
+        if self.look.asks:
+            return False
+        started = epoch(self.memory.started) or self.now
+        manifests = {name: a for name, a in known.items() if isinstance(a, Artifact)}
+        self.documents[f"runs/{self.uid}.json"] = record(
+            work.plan, scan.observed, manifests, times, counts, started, self.now
+        )
+        return True
+
+    def _headline(self, work: jobs.Work, scan: Scan) -> str:
+        cached = sum(line.state == "Cached" for line in scan.lines.values() if line.name != "report")
+        total = len(work.plan.steps)
+        share = (
+            "everything was cached"
+            if cached == total
+            else f"{total - cached} steps computed, {cached} cached"
+        )
+        fused = [s for s in self.extras.scores if s["subject"] == "Fused"]
+        scored = f"; fused {fused[0]['benchmark']} {fused[0]['score']:.3f}" if fused else ""
+        return f"{share}{scored}"
+
+    def _deadline(self) -> str:
+        if not self.run.spec.deadline or not self.memory.started:
+            return ""
+        if self.now - self._clock(self.memory.started) < seconds(self.run.spec.deadline):
+            return ""
+        return (
+            f"the run did not end by its deadline of {self.run.spec.deadline}; raise it, or see what was slow"
+        )
+
+    def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
+        own = self.look("own", self.uid)
+        if own is UNKNOWN:
+            return self._asking()
+        scan, _ = self._stopped(work, own)
+        return self._end(work, scan, Verdict("Stalled", "DeadlineExceeded", sentence))
+
+    def _suspend(self, work: jobs.Work) -> Decision:
+        """Active children are deleted with grace: fuse saves a checkpoint. Nothing finished is touched."""
+        own = self.look("own", self.uid)
+        if own is UNKNOWN:
+            return self._asking()
+        scan, active = self._stopped(work, own)
+        if active:
+            scan.again.append(5.0)
+        stopping = f"; {active} children are saving and stopping" if active else ""
+        message = f"suspended by spec.suspend{stopping}; set it to false to go on"
+        return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
+
+    def _stopped(self, work: jobs.Work, own: list[Child]) -> tuple[Scan, int]:
+        """Active children are deleted with grace, and their ends count for nothing; how many there are."""
+        active = {c.name: c for c in own if not status.finished(c)}
+        self.delete += [c for c in active.values() if not c.terminating]
+        scan = self._remembered(work.plan)
+        for step in work.plan.steps:
+            child = active.get(jobs.name_of(step, self.place)) if step.address else None
+            if child:
+                scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting", ended=child.uid)
+                scan.waits[step.name] = "stopped with its run"
+        return scan, len(active)

@@ -1,0 +1,103 @@
+"""One reconcile of one run: what it knows, what it has gathered, and how that becomes a Decision. Pure.
+
+The base of reconcile's layers (ends, then reconcile itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fusechat.pins import origins, user_pins
+from fusechat.plan import Plan, Step
+from fusechat.spec import seconds
+
+from fusechat_operator import jobs, status
+from fusechat_operator.children import Child
+from fusechat_operator.children import seconds as epoch
+from fusechat_operator.decision import Decision, events
+from fusechat_operator.facts import Look
+from fusechat_operator.memory import Line
+from fusechat_operator.once import Once
+from fusechat_operator.scan_lines import Scan
+from fusechat_operator.settings import Settings
+from fusechat_operator.status import Extras, Verdict
+
+STORE_PAUSE_SECONDS = 15.0
+
+
+class Pass:
+    """What every layer of a pass has."""
+
+    def __init__(self, once: Once, look: Look, settings: Settings, now: float) -> None:
+        self.once, self.found, self.run, self.place = once, once.found, once.run, once.place
+        self.look, self.settings, self.now = look, settings, now
+        self.meta = self.found["metadata"]
+        self.uid, self.generation = str(self.meta["uid"]), int(self.meta.get("generation", 1))
+        self.before = self.memory = once.memory
+        pinned = user_pins(self.run)
+        self.extras = Extras(unpinned=[name for name in origins(self.run) if name not in pinned])
+        self.documents: dict[str, Mapping[str, Any]] = {}
+        self.delete: list[Child] = []
+        self.frozen: Mapping[str, Any] = {}
+
+    def _alone(self, step: Step) -> Plan:
+        return Plan(self.run.metadata.name, self.uid, self.generation, self.run.spec.profile, (step,))
+
+    def _begun(self, line: Line) -> Line:
+        """A child with a queue is created suspended: it runs when its queue says so."""
+        return replace(line, state="Waiting" if self.run.spec.scheduling.queue_name else "Running")
+
+    def _remembered(self, made: Plan) -> Scan:
+        return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})
+
+    def _clock(self, started: str) -> float:
+        """Since when the deadline runs: the start, or when a suspended run went on, as that of a Job."""
+        held = self.before.conditions.get("Suspended", {})
+        resumed = self.now if held.get("status") == "True" else epoch(held.get("lastTransitionTime")) or 0.0
+        return max(epoch(started) or self.now, resumed)
+
+    # decisions
+
+    def _asking(self) -> Decision:
+        return Decision(asks=frozenset(self.look.asks))
+
+    def _trouble(self) -> str:
+        return self.look.troubles[0].sentence
+
+    def _stuck(self, reason: str, sentence: str, state: str = "Stuck") -> Decision:
+        """Nothing can be decided now; the status keeps what it had."""
+        verdict = Verdict(state, reason, sentence)
+        made = {
+            **self.found.get("status", {}),
+            "observedGeneration": self.generation,
+            "conditions": status.conditions(
+                self.before, verdict, self.generation, self.extras.unpinned, self.now
+            ),
+        }
+        return Decision(status=made, again=STORE_PAUSE_SECONDS)
+
+    def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
+        scan.again = []
+        return self._decision(work, scan, verdict)
+
+    def _decision(
+        self, work: jobs.Work, scan: Scan, verdict: Verdict, create: tuple[Mapping[str, Any], ...] = ()
+    ) -> Decision:
+        made = status.render(work, self.memory, scan, verdict, self.frozen, self.extras, self.now)
+        again = list(scan.again)
+        if self.run.spec.deadline and verdict.state in ("Running", "Stuck"):
+            due = self._clock(made["started"]) + seconds(self.run.spec.deadline)
+            again.append(max(0.0, due - self.now) + 1)
+        return Decision(
+            documents=self.documents,
+            forget=tuple(scan.forget),
+            create=create,
+            status=made,
+            delete=tuple({c.uid: c for c in [*self.delete, *scan.delete]}.values()),
+            keep=tuple(scan.keep),
+            events=events(self.before, scan, verdict, self.extras.errors),
+            again=min(again, default=None),
+            shared=tuple(scan.shared),
+        )
