@@ -45,6 +45,7 @@ class Engine:
         self.metrics = metrics or Metrics()
         self.agenda = Agenda()
         self._waiting: dict[Key, set[Key]] = {}
+        self._awaited: dict[Key, tuple[str, ...]] = {}
         self._refusals: dict[Key, tuple[float, str]] = {}
         self._progress: dict[str, tuple[float, Any]] = {}
         self._wrote: dict[Key, float] = {}
@@ -184,10 +185,17 @@ class Engine:
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):
                     refused.add(_child_of(each))
-                    self._refusals[key[0], _child_of(each)] = (time.monotonic(), str(error))
+                    self._refuse((key[0], _child_of(each)), str(error))
                 if away:
                     break
         return not refused
+
+    def _refuse(self, child: Key, sentence: str) -> None:
+        now = time.monotonic()
+        old = [key for key, (at, _) in self._refusals.items() if now - at > REFUSAL_PAUSE_SECONDS]
+        for key in old:
+            del self._refusals[key]
+        self._refusals[child] = (now, sentence)
 
     async def _write(self, key: Key, found: dict[str, Any], decision: Decision) -> None:
         old, new = found.get("status", {}), decision.status
@@ -202,10 +210,14 @@ class Engine:
         self._wrote[key] = time.monotonic()
 
     def _wait_for(self, key: Key, names: tuple[str, ...]) -> None:
-        for where in [w for w, keys in self._waiting.items() if key in keys and w[1] not in names]:
+        """Look at `key` again when one of these children changes, and no more when another does."""
+        for name in self._awaited.pop(key, ()):
+            where = key[0], name
             self._waiting[where].discard(key)
             if not self._waiting[where]:
                 del self._waiting[where]
+        if names:
+            self._awaited[key] = names = tuple(dict.fromkeys(names))
         for name in names:
             self._waiting.setdefault((key[0], name), set()).add(key)
 
