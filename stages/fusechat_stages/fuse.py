@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusechat_stages.artifacts import Input, Output
+from fusechat_stages.artifacts import Input, Output, Stopped
 from fusechat_stages.training.examples import Examples, compile_examples
 from fusechat_stages.training.job import Job, World
 from fusechat_stages.training.recipe import Means, Recipe
@@ -38,6 +38,8 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
     job = _job(recipe, means, inputs["model"].folder(), scratch, out)
     _check_ids(job, examples)
     del examples
+    if out.stopping:  # to load the model and what was saved of it may take longer than the grace
+        raise Stopped("stopped before this attempt's first step; what an earlier one saved is kept")
     node = _node(means)
     metrics = _trained(job, out, node)
     if node > 0:

@@ -122,6 +122,15 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_pat
     assert bytes_of(tmp_path / "halting") == bytes_of(tmp_path / "straight")
 
 
+def test_an_attempt_that_is_stopped_before_its_first_step_does_not_load_a_model_first(tmp_path: Path):
+    case = make_case(tmp_path / "in")
+    (case.root / "model" / "model.safetensors").unlink()
+    out = FolderOutput(tmp_path / "out", RUNTIME)
+    out._stop.set()
+    with pytest.raises(Stopped, match="before this attempt's first step"):
+        fuse.run(RECIPE, {role: FolderInput(path) for role, path in case.inputs().items()}, out)
+
+
 def test_an_older_checkpoint_of_the_attempt_is_forgotten(tmp_path: Path):
     inputs = make_case(tmp_path / "in").inputs()
     out = StopsAt(tmp_path / "halting", 5)
