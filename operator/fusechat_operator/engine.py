@@ -113,6 +113,8 @@ class Engine:
         match ask.what:
             case "artifact":
                 return await self.artifacts.artifact(ask.key)
+            case "hit":
+                return await self.artifacts.hit(ask.key)
             case "metrics":
                 return await self.artifacts.metrics(ask.key)
             case "warning":

@@ -14,6 +14,7 @@ from fusechat.store import InputRef
 
 What = Literal[
     "artifact",
+    "hit",
     "metrics",
     "child",
     "own",
@@ -30,7 +31,8 @@ What = Literal[
 class Ask(NamedTuple):
     """One question. `key` by kind of question:
 
-    artifact: an address (verified, never from memory) · metrics: an address (may be remembered) · child:
+    artifact: an address (verified, never from memory) · hit: an address (verified, perhaps some seconds ago;
+    that there is none is never from memory) · metrics: an address (may be remembered) · child:
     Kind/name · own: a run's uid (all its children), or uid/Kind · pods: a child's name · workload: a child's
     uid · warning: a child's uid (what its controller complained of last) · attempts and progress: an
     address · launchers: nothing · refusal: a child's name (why the API server did not take it).
@@ -76,6 +78,8 @@ class Look:
     def __call__(self, what: What, key: str = "") -> Any:
         """The answer, or UNKNOWN."""
         ask = Ask(what, key)
+        if what == "artifact" and self._facts.get(Ask("hit", key), UNKNOWN) is None:
+            return None
         if ask not in self._facts:
             self.asks.add(ask)
             return UNKNOWN

@@ -201,8 +201,11 @@ class _Pass(Ends):
     def _begin(self, work: jobs.Work) -> Decision | None:
         """A generation's first look: hits from the sinks backwards, obsolete children, references."""
 
+        sinks = {step.name for step in work.plan.sinks()}
+
         def published(step: Step) -> bool:
-            hit = self.look("artifact", str(step.address))
+            # What a run promises is looked at now; an input that is gone after all shows in who needs it.
+            hit = self.look("artifact" if step.name in sinks else "hit", str(step.address))
             return hit is UNKNOWN or isinstance(hit, Artifact)
 
         missing = needed(work.plan, published)

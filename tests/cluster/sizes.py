@@ -42,7 +42,7 @@ def _settled(run: dict, settings: Settings, done: bool) -> Decision:
 
 
 def _answer(ask: Ask, done: bool) -> object:
-    if ask.what in ("artifact", "metrics"):
+    if ask.what in ("artifact", "hit", "metrics"):
         stage = ask.key.partition("/")[0]
         if done or stage in ("resolve", "fetch", "extract"):
             pins = {name: f"sha256:{name:0>64}" for name in NAMES} if stage == "resolve" else {}

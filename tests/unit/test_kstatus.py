@@ -68,7 +68,7 @@ def stuck() -> World:
 
 def store_away() -> World:
     world = World(a_run())
-    world.away = lambda ask: ask.what == "artifact"
+    world.away = lambda ask: ask.what in ("artifact", "hit")
     return settled(world)
 
 

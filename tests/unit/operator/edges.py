@@ -90,6 +90,9 @@ class Edges:
     async def artifact(self, address: str) -> Any:
         return self.world.answer(Ask("artifact", address))
 
+    async def hit(self, address: str) -> Any:
+        return self.world.answer(Ask("hit", address))
+
     async def metrics(self, address: str) -> Any:
         return self.world.answer(Ask("metrics", address))
 
