@@ -24,6 +24,9 @@ from fusechat_operator.metrics import Metrics
 
 log = logging.getLogger("fusechat")
 
+STOP_SECONDS = 3.0
+"""How long the tasks of a leader may take to end; there is nothing that they must still do."""
+
 
 def main() -> int:
     """Run one replica; the exit code."""
@@ -63,8 +66,12 @@ async def _replica(told: settings.Settings) -> int:
         log.error("the Lease was lost; another replica leads")
         os._exit(1)
     leading.cancel()
-    await asyncio.gather(leading, return_exceptions=True)
+    _, stuck = await asyncio.wait({leading}, timeout=STOP_SECONDS)
     await lease.give_back(cluster, told)
+    if stuck:
+        os._exit(
+            0
+        )  # kopf, cancelled while it starts, asks a closed session for a minute
     await health.cleanup()
     await cluster.close()
     return 0
@@ -86,12 +93,9 @@ async def _lead(
         log.info("leading as %s", told.identity)
         async with asyncio.TaskGroup() as group:
             others = [group.create_task(engine.run()), group.create_task(heartbeat.beat())]
-            watches = asyncio.Event()
             # All tasks are cancelled together: kopf waits 5 s for whatever tasks it finds when it ends.
-            watching = group.create_task(handlers.watch(engine, heartbeat, told, watches))
+            watching = group.create_task(handlers.watch(engine, heartbeat, told, obey_signals))
             watching.add_done_callback(lambda _: [other.cancel() for other in others])
-            await watches.wait()
-            obey_signals()  # kopf has taken the signals for itself
 
     return await lease.lead(cluster, told, work, heartbeat.lease_was_read)
 

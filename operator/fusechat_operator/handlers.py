@@ -7,6 +7,7 @@ vanished.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -42,6 +43,19 @@ def registry(engine: Engine, heartbeat: Heartbeat) -> kopf.OperatorRegistry:
     return made
 
 
+class NoDifferences(kopf.DiffBaseStorage):
+    """No handler asks what has changed; without this kopf copies every object twice to find out."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
 def settings(told: Settings) -> kopf.OperatorSettings:
     """Watches only; no finalizers, no annotations, no posts, no peering of kopf's own."""
     made = kopf.OperatorSettings()
@@ -53,18 +67,23 @@ def settings(told: Settings) -> kopf.OperatorSettings:
     made.watching.connect_timeout = 10.0
     made.queueing.idle_timeout = 1.0
     made.queueing.worker_limit = 200
+    made.persistence.diffbase_storage = NoDifferences()
     for kind, api in naming.API_VERSIONS.items():
         made.watching.label_selectors[api.split("/")[0], naming.PLURALS[kind]] = naming.SELECTOR
     return made
 
 
-async def watch(engine: Engine, heartbeat: Heartbeat, told: Settings, begun: asyncio.Event) -> None:
-    """Watch until cancelled; `begun` is set when kopf is at work."""
-    await kopf.operator(
+async def watch(
+    engine: Engine, heartbeat: Heartbeat, told: Settings, obey_signals: Callable[[], None]
+) -> None:
+    """Watch until cancelled. kopf takes the signals for itself; `obey_signals` takes them back at once."""
+    ours = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=registry(engine, heartbeat),
         settings=settings(told),
         standalone=True,
-        ready_flag=begun,
         clusterwide=not told.namespaces,
         namespaces=[*told.namespaces, told.namespace] if told.namespaces else [],
     )
+    obey_signals()
+    await kopf.run_tasks(tasks, ignored=ours)
