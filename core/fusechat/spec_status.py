@@ -2,7 +2,7 @@
 
 Used by crd.py for the schema and by the operator to write one. Conditions are the truth, as kstatus, Flux and
 Argo CD read them; the flat texts (stage, progress, cached, score) exist for kubectl's columns only. The whole
-list of steps lies in the store at `runs/<uid>.json`.
+list of steps lies in the store at `runs/<uid>.json`. The operator writes fewer words where a run is large.
 """
 
 from __future__ import annotations
@@ -112,6 +112,9 @@ class FrozenPlan(Base):
     images: Annotated[dict[Short, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = Field(
         default_factory=dict, description="Image of each stage, by digest."
     )
+    packed: Annotated[str, Field(max_length=16384)] | None = Field(
+        None, description="Pins and images, where there is no room for them (JSON, zlib, base64)."
+    )
 
 
 class Status(Base):
@@ -133,8 +136,13 @@ class Status(Base):
     steps: tuple[StepLine, ...] = Field(
         (),
         max_length=600,
-        description="Every step.",
+        description="Every step; some of those that are at work, wait or failed where `packed` has them all.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    packed: Annotated[str, Field(max_length=65536)] | None = Field(
+        None,
+        description="Every step, where there is no room for them (JSON, zlib, base64): "
+        "`fusechat cluster status` shows them.",
     )
     details: tuple[StepDetail, ...] = Field(
         (),

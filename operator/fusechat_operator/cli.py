@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusechat.errors import Unavailable, UsageError
 
-from fusechat_operator import naming
+from fusechat_operator import memory, naming
 
 if TYPE_CHECKING:
     from fusechat_operator.cluster import Cluster
@@ -85,7 +85,8 @@ async def _retry(cluster: Cluster, told: argparse.Namespace, found: dict[str, An
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     note = {"metadata": {"annotations": {naming.RETRY_AT: now}}}
     await cluster.change(found, note)
-    failed = [line["name"] for line in found.get("status", {}).get("steps", ()) if line["state"] == "Failed"]
+    lines = memory.lines_of(found.get("status", {}))
+    failed = [line["name"] for line in lines if line["state"] == "Failed"]
     print(f"{told.run}: {'begins again: ' + ', '.join(failed) if failed else 'nothing has failed'}")
     return 0
 
@@ -103,7 +104,7 @@ async def _resume(cluster: Cluster, told: argparse.Namespace, found: dict[str, A
 
 
 async def _logs(cluster: Cluster, told: argparse.Namespace, found: dict[str, Any]) -> int:
-    lines = {line["name"] for line in found.get("status", {}).get("steps", ())}
+    lines = {line["name"] for line in memory.lines_of(found.get("status", {}))}
     if told.step not in lines:
         raise UsageError(f"no step {told.step!r} in {told.run}; there are: {', '.join(sorted(lines))}")
     shown = 0
@@ -122,7 +123,7 @@ def text(found: Mapping[str, Any]) -> str:
     """A run's status for a terminal."""
     status = found.get("status", {})
     details = {d["name"]: d for d in status.get("details", ())}
-    lines = [_line(line, details.get(line["name"], {})) for line in status.get("steps", ())]
+    lines = [_line(line, details.get(line["name"], {})) for line in memory.lines_of(status)]
     for score in status.get("scores", ()):
         limits = f" ({score['low']:.3f} to {score['high']:.3f})" if "low" in score and "high" in score else ""
         lines.append(f"{score['benchmark']:<12} {score['subject']:<28} {score['score']:.3f}{limits}")

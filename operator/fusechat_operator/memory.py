@@ -6,7 +6,10 @@ nothing else has to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,8 +69,8 @@ class Memory:
 
 def read(status: Mapping[str, Any]) -> Memory:
     """From an object's status; what a newer operator added is left alone."""
-    plan = status.get("plan") or {}
-    lines = [_line(found) for found in status.get("steps") or ()]
+    plan = _whole_plan(status.get("plan") or {})
+    lines = [_line(found) for found in lines_of(status)]
     pins = plan.get("pins") or ()
     return Memory(
         int(plan.get("generation", -1)),
@@ -112,6 +115,39 @@ def line_json(line: Line, brief: bool = False) -> dict[str, Any]:
         made["tries"] = tries  # all three: the API server would add the others, and the status never compare
     made |= {"ended": line.ended, "replanned": line.replanned or None}
     return {key: value for key, value in made.items() if value}
+
+
+def lines_of(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every step's line: `packed` where there is no room for all of them in `steps`."""
+    return list(_unpacked(status.get("packed")) or status.get("steps") or ())
+
+
+def packed_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """status.plan with its long parts packed."""
+    if not plan or "packed" in plan:
+        return dict(plan)
+    rest = {key: value for key, value in plan.items() if key not in _LONG}
+    return {**rest, "packed": pack({key: plan[key] for key in _LONG if key in plan})}
+
+
+_LONG = ("pins", "images")
+
+
+def _whole_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {**plan, **(_unpacked(plan.get("packed")) or {})}
+
+
+def pack(found: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """As few characters as can be; the same for the same."""
+    return base64.b64encode(zlib.compress(json.dumps(found, separators=(",", ":")).encode(), 9)).decode()
+
+
+def _unpacked(text: str | None) -> Any:
+    """What was packed; None for nothing and for what cannot be read: artifacts tell it again."""
+    try:
+        return json.loads(zlib.decompress(base64.b64decode(text))) if text else None
+    except (ValueError, zlib.error):
+        return None
 
 
 def plan_digest(made: Plan) -> str:

@@ -18,6 +18,7 @@ from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
 from fusechat_operator.decision import Decision, events
 from fusechat_operator.facts import Look
+from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line
 from fusechat_operator.once import Once
 from fusechat_operator.scan_lines import Scan
@@ -76,7 +77,7 @@ class Pass:
                 self.before, verdict, self.generation, self.extras.unpinned, self.now
             ),
         }
-        return Decision(status=made, again=STORE_PAUSE_SECONDS)
+        return Decision(status=fit(made), again=STORE_PAUSE_SECONDS)
 
     def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
         scan.again = []

@@ -15,6 +15,7 @@ from fusechat.plan import Plan, Step
 
 from fusechat_operator import jobs
 from fusechat_operator.children import Child
+from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line, Memory, line_json
 from fusechat_operator.scan_lines import Scan
 
@@ -88,7 +89,7 @@ def render(
         "finished": (old["finished"] or timestamp(now)) if ended else None,
     }
     made["score"] = _headline(made["scores"] or ())
-    return {key: value for key, value in made.items() if value not in (None, [], {})}
+    return fit({key: value for key, value in made.items() if value not in (None, [], {})})
 
 
 def generation(work: jobs.Work) -> int:
@@ -101,11 +102,8 @@ def refusal(
     """The status of a run that cannot be planned: what it had, Stalled, and why."""
     at = int(found["metadata"].get("generation", 1))
     verdict = Verdict("Stalled", reason, message)
-    return {
-        **found.get("status", {}),
-        "observedGeneration": at,
-        "conditions": conditions(memory, verdict, at, None, now),
-    }
+    told = conditions(memory, verdict, at, None, now)
+    return fit({**found.get("status", {}), "observedGeneration": at, "conditions": told})
 
 
 def conditions(
@@ -134,11 +132,8 @@ def conditions(
             wanted["Reproducible"] = (before["status"], before["reason"], before.get("message", ""))
     elif unpinned:
         names = ", ".join(unpinned)
-        wanted["Reproducible"] = (
-            "False",
-            "NotPinned",
-            f"not pinned by the spec: {names}; status.plan.pins has them",
-        )
+        told = f"not pinned by the spec: {names}; status.plan.pins has them"
+        wanted["Reproducible"] = ("False", "NotPinned", told)
     else:
         wanted["Reproducible"] = ("True", "Pinned", "every model and dataset is pinned by the spec")
     return [_condition(memory, kind, *facts, at, now) for kind, facts in wanted.items()]

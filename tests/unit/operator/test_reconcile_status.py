@@ -74,7 +74,7 @@ def test_a_status_of_fifty_sources_fits_32_kb_when_every_training_was_tried_ofte
     world.settle()
     found = world.status()
     valid(found)
-    assert sum("tries" in line for line in found["steps"]) == 50
+    assert sum("tries" in line for line in memory.lines_of(found)) == 50
     assert len(found["details"]) == status.MOST_DETAILS // 2
     assert size(found) < MOST_BYTES
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fusechat.plan import Plan, plan
 from fusechat.spec import load
-from fusechat_operator import naming
+from fusechat_operator import memory, naming
 from fusechat_operator.children import child
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Ask
@@ -93,10 +93,10 @@ class World(Things):
         return next((c for c in listed if c["type"] == kind), {})
 
     def line(self, step: str, name: str = "run") -> Object:
-        return next((line for line in self.status(name).get("steps", ()) if line["name"] == step), {})
+        return next((line for line in memory.lines_of(self.status(name)) if line["name"] == step), {})
 
     def states(self, name: str = "run") -> set[str]:
-        return {line["state"] for line in self.status(name)["steps"]}
+        return {line["state"] for line in memory.lines_of(self.status(name))}
 
     def over(self, name: str = "run") -> bool:
         found = self.condition("Succeeded", name)
