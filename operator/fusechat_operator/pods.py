@@ -166,6 +166,8 @@ def spec(
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        # As process 1 a stage that is stopped while Python starts would not even notice.
+        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": GRACE_SECONDS.get(step.stage, 30),
         "securityContext": _pod_security(settings),
         "containers": [_container(run, step, where, settings, arguments, container)],

@@ -1,7 +1,7 @@
 """The one command line of every stage: arguments -> inputs -> run() -> publish -> exit code.
 
 `python -m fusechat_stages.entry extract --address=... --store=s3://... ...` (written by `fusechat.launch`).
-Runs as PID 1 of a container and as a child of the local runner. Knows the stages only by name.
+Runs as the first process of a container and as a child of the local runner. Knows the stages only by name.
 
 Exit codes: 0 done; 64 wrong usage; 65 bad data; 66 missing input; 69 and 75 trouble outside; 70 a fault of
 ours; 143 stopped by SIGTERM after saving.
@@ -134,6 +134,8 @@ def _attempt(
     if found := store.manifest(told.address):
         print(f"{told.address} is published already", flush=True)
         return {"metrics": _bounded(found.metrics), "published": False}
+    if stop.is_set():
+        raise Stopped("before it began")
     inputs = {role: _input(store, role, where, scratch) for role, where in told.inputs.items()}
     lineage.check(told.stage, {role: given.manifest for role, given in inputs.items()})
     folder = scratch / "out"

@@ -39,7 +39,7 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
     _check_ids(job, examples)
     del examples
     if out.stopping:  # to load the model and what was saved of it may take longer than the grace
-        raise Stopped("stopped before this attempt's first step; what an earlier one saved is kept")
+        raise Stopped("before this attempt's first step; what an earlier one saved is kept")
     node = _node(means)
     metrics = _trained(job, out, node)
     if node > 0:

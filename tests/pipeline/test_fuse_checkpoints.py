@@ -1,12 +1,14 @@
 """Checkpoints in a real S3 store: where they lie, who finds them, what a half-written one is worth."""
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fusechat.launch import Launch
 from fusechat.store import Store
-from fusechat_stages import fuse
+from fusechat_stages import entry, fuse
 from fusechat_stages.artifacts import FolderInput, Output, Stopped
 from fusechat_stages.entry import run_local
 from fusechat_stages.training.checkpoints import StoreFiles, newest
@@ -69,6 +71,16 @@ def test_another_attempt_goes_on_from_the_newest_complete_checkpoint(
     assert last.deterministic
     assert "metrics.json" not in {file.name for file in last.files}
     assert json.loads((tmp_path / "straight" / "metrics.json").read_text()) == last.metrics
+
+
+def test_a_stage_that_is_stopped_before_it_began_fetches_nothing_and_ends_as_143(store: Store):
+    """Its inputs do not even exist; with them it would be 66."""
+    stop = threading.Event()
+    stop.set()
+    told = Launch("fuse", fuse.VERSION, ADDRESS, store.uri, PARAMS, {"model": "fetch/" + "d" * 64})
+    assert entry._recorded(told, store, stop) == 143
+    (record,) = [store.get_json(found.key) for found in store.keys(f"{ADDRESS}/attempts/")]
+    assert (record["exitCode"], record["error"]) == (143, "stopped: before it began")
 
 
 def test_progress_tells_a_checkpoint_as_soon_as_it_is_published_and_where_an_attempt_began(
