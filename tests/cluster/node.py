@@ -190,5 +190,5 @@ def _kubeconfig(kube: Path, port: int) -> str:
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A real node and a real S3, for all tests of the session."""
     s3 = tmp_path_factory.getbasetemp() / "s3"  # plane's too: there is one environment for both
-    with running_node(tmp_path_factory.mktemp("node"), s3_folder=s3) as found:
+    with running_node(tmp_path_factory.mktemp("node"), "training-operator,kueue", s3) as found:
         yield found
