@@ -110,13 +110,16 @@ class Storage(Base):
     """Where artifacts lie. Unset: the cluster's default store, or on a laptop one started for the run."""
 
     uri: StoreUri | None = Field(None, description="s3://bucket/prefix.")
-    endpoint: HttpUrl | None = Field(None, description="Address of an S3 service that is not AWS.")
+    endpoint: HttpUrl | None = Field(
+        None,
+        description="Address of an S3 service that is not AWS. Unset, on a cluster: the default store's.",
+    )
     region: Line | None = Field(None, description="Region of the bucket.")
     secret_ref: SecretRef | None = Field(
-        None, description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        None, description="Secret of the run's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )
     service_account_name: ObjectName | None = Field(
-        None, description="ServiceAccount whose cloud identity reaches the bucket."
+        None, description="ServiceAccount of the run's namespace whose cloud identity reaches the bucket."
     )
 
 

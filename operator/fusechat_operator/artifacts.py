@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from fusechat import inquiry
 from fusechat.errors import FusechatError
 from fusechat.store import Manifest, Store
 
@@ -22,7 +23,6 @@ from fusechat_operator.settings import Settings
 T = TypeVar("T")
 HIT_SECONDS = 30.0
 REMEMBERED = 4096
-ATTEMPTS_READ = 20
 ATTEMPTS = 2
 """Of one request: a run that waits for the store must say so soon, and is looked at again anyway."""
 
@@ -64,12 +64,7 @@ class Artifacts:
 
     async def attempts(self, address: str) -> list[Any] | Trouble:
         """What entry wrote of each attempt at a step, the newest last; at most 20 of them."""
-
-        def read(store: Store) -> list[Any]:
-            keys = sorted(store.keys(f"{address}/attempts/"), key=lambda found: found.modified)
-            return [told for found in keys[-ATTEMPTS_READ:] if (told := store.get_json(found.key))]
-
-        return await self._ask(read)
+        return await self._ask(lambda store: inquiry.attempts(store, address))
 
     async def put(self, key: str, document: Mapping[str, Any]) -> Trouble | None:
         """Write a document of a run."""
@@ -79,20 +74,11 @@ class Artifacts:
     async def forget(self, address: str) -> None:
         """Set a stale artifact aside so that its step can publish again: its manifest and parts go."""
         self._drop(address)
-
-        def remove(store: Store) -> None:
-            parts = [found.key for found in store.keys(f"{address}/parts/")]
-            store.delete([f"{address}/manifest.json", *parts])
-
-        await self._ask(remove)
+        await self._ask(lambda store: inquiry.forget(store, address))
 
     def _verified(self, store: Store, address: str) -> Artifact | None:
-        manifest = store.manifest(address)
+        manifest = inquiry.verified(store, address)
         if manifest is None:
-            self._drop(address)
-            return None
-        if store.verify(manifest):
-            store.withdraw(address)  # its files are gone: the step must be able to publish again
             self._drop(address)
             return None
         found = self._remember(manifest)

@@ -238,3 +238,16 @@ def summary(text: str) -> dict[str, Any] | None:
 def failed_pods(pods: Sequence[Pod]) -> list[Pod]:
     """Those whose stage ended badly, or that were taken away."""
     return [p for p in pods if p.phase == "Failed" or p.exit_code not in (None, 0)]
+
+
+def stuck(pods: Sequence[Pod]) -> str:
+    """One sentence about the Pod that waits for something a person can mend."""
+    for pod in pods:
+        if pod.phase != "Pending" or pod.reason in ("", "ContainerCreating", "PodInitializing"):
+            continue
+        if pod.reason == "Unschedulable":
+            return f"no node has room for Pod {pod.name}: {pod.message}"
+        if "Image" in pod.reason:
+            return f"the image of Pod {pod.name} cannot be pulled ({pod.reason}): {pod.message}"
+        return f"Pod {pod.name} cannot start ({pod.reason}): {pod.message}"
+    return ""

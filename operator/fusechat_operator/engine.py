@@ -10,10 +10,11 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from fusechat_operator import naming
+from fusechat_operator import naming, own_store, probes
 from fusechat_operator.agenda import Agenda
 from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.cluster import ApiRefusal, Cluster
@@ -21,6 +22,7 @@ from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
+from fusechat_operator.own_store import STORE_ASKS, WAITING, OwnStore
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, reconcile
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import timestamp
@@ -29,6 +31,9 @@ log = logging.getLogger("fusechat")
 Key = tuple[str, str]
 ROUNDS = 64
 """Rounds of questions in one pass; a plan's depth and a few more. More is a fault of ours."""
+
+OWN_STORES = 500
+"""Stores of runs that are remembered; one more is asked anew."""
 
 PROGRESS_SECONDS = 60.0
 FADING = ("percent", "rate", "etaSeconds", "metrics", "lastCheckpoint", "started", "finished", "shards")
@@ -50,6 +55,7 @@ class Engine:
         self._progress: dict[str, tuple[float, Any]] = {}
         self._wrote: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
+        self._own: OrderedDict[Key, OwnStore] = OrderedDict()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -99,17 +105,42 @@ class Engine:
             return None
         facts: dict[Ask, Any] = {}
         once = Once(found, self.settings.store)
+        own = await self._own_store(key, found, once)
         for _ in range(ROUNDS):
             decision = reconcile(found, facts, self.settings, time.time(), once)
             if not decision.asks:
-                return await self._carry_out(key, found, decision)
+                return await self._carry_out(key, found, decision, own)
             asks = list(decision.asks)
-            answers = await asyncio.gather(*(self._answer(key, ask) for ask in asks))
+            answers = await asyncio.gather(*(self._answer(key, ask, facts, own) for ask in asks))
+            if own and any(answer is WAITING for answer in answers):
+                await own.ask()
+                return await self._hold(key, found, own)
             facts.update(zip(asks, answers, strict=True))
         raise RuntimeError(f"reconcile still asks after {ROUNDS} rounds: {sorted(decision.asks)[:3]}")
 
-    async def _answer(self, key: Key, ask: Ask) -> Any:
+    async def _own_store(self, key: Key, found: dict[str, Any], once: Once) -> OwnStore | None:
+        """The store that a run names, if it is not the default one."""
+        if "deletionTimestamp" in found["metadata"] or once.refusal or not once.place.own:
+            self._own.pop(key, None)
+            return None
+        identity = own_store.identity(found, once)
+        if key not in self._own or self._own[key].identity != identity:
+            self._own[key] = OwnStore(self.cluster, self.settings, identity)
+        self._own.move_to_end(key)
+        if len(self._own) > OWN_STORES:
+            self._own.popitem(last=False)
+        await self._own[key].begin(found, once)
+        return self._own[key]
+
+    async def _hold(self, key: Key, found: dict[str, Any], own: OwnStore) -> float:
+        """Nothing is decided before the run's own store has answered; what keeps it is said."""
+        await self._write(key, found, Decision(status=own.status(time.time())))
+        return own.again
+
+    async def _answer(self, key: Key, ask: Ask, facts: Mapping[Ask, Any], own: OwnStore | None) -> Any:
         namespace = key[0]
+        if own and ask.what in STORE_ASKS:
+            return own.answer(ask, facts)
         match ask.what:
             case "artifact":
                 return await self.artifacts.artifact(ask.key)
@@ -126,7 +157,8 @@ class Engine:
             case "child":
                 return await self.cluster.child(namespace, ask.key)
             case "own":
-                return await self.cluster.own(namespace, ask.key)
+                listed = await self.cluster.own(namespace, ask.key)
+                return [child for child in listed if not probes.is_probe(child)]
             case "pods":
                 return await self.cluster.pods(namespace, ask.key)
             case "workload":
@@ -151,12 +183,16 @@ class Engine:
 
     # carrying out
 
-    async def _carry_out(self, key: Key, found: dict[str, Any], decision: Decision) -> float | None:
-        for document, content in decision.documents.items():
+    async def _carry_out(
+        self, key: Key, found: dict[str, Any], decision: Decision, own: OwnStore | None = None
+    ) -> float | None:
+        if own and await own.write(decision.documents, decision.forget) is not None:
+            return await self._hold(key, found, own)
+        for document, content in decision.documents.items() if own is None else ():
             if trouble := await self.artifacts.put(document, content):
                 log.warning("%s/%s: %s", *key, trouble.sentence)
                 return self._pause(key)
-        for address in decision.forget:
+        for address in decision.forget if own is None else ():
             await self.artifacts.forget(address)
         if not await self._create(key, decision):
             return 0.05
@@ -169,6 +205,9 @@ class Engine:
         for event in decision.events:
             await self._tell(found, event)
         self._count(decision)
+        if own:
+            own.decided(decision.forget)
+            await own.poll()
         return decision.again
 
     async def _create(self, key: Key, decision: Decision) -> bool:
@@ -227,6 +266,7 @@ class Engine:
         self._wait_for(key, ())
         self._wrote.pop(key, None)
         self._failures.pop(key, None)
+        self._own.pop(key, None)
 
     async def _tell(self, found: dict[str, Any], event: Event) -> None:
         """An Event; trouble with it must not change what happens."""

@@ -48,7 +48,7 @@ def kind_of(step: Step, launcher: str) -> str:
 
 def name_of(step: Step, place: pods.Place) -> str:
     """The name of a step's child."""
-    return naming.child_name(step.stage, str(step.address), place.uri)
+    return naming.child_name(step.stage, str(step.address), place.identity)
 
 
 def build(work: Work, step: Step) -> list[Manifest]:

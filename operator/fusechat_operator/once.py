@@ -54,6 +54,11 @@ class Once:
     def asked(self) -> dict[str, str]:
         return memory.asked(self.run)
 
+    @property
+    def plans(self) -> list[Plan]:
+        """Those that were asked for so far."""
+        return [made for made, _ in self._plans.values()]
+
     def plan(self, pins: Mapping[str, str]) -> tuple[Plan, str]:
         """The run's plan with those pins, and the plan's digest."""
         key = tuple(sorted(pins.items()))

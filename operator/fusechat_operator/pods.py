@@ -6,7 +6,6 @@ Used by jobs. The Pod gets no service-account token, and credentials only from S
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fusechat.spec import FusionRun, Model
@@ -14,9 +13,16 @@ from fusechat.spec_types import Resources, Scratch
 from fusechat.steps import Step
 
 from fusechat_operator import naming
-from fusechat_operator.settings import DefaultStore, Settings
+from fusechat_operator.places import Place as Place
+from fusechat_operator.places import place as place
+from fusechat_operator.settings import Settings
 
 SCRATCH, SHM = "/scratch", "/dev/shm"
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 COMMAND = ["python", "-m", "fusechat_stages.entry"]
 GRACE_SECONDS = {"fuse": 300}
 """Time to save a checkpoint after SIGTERM; the others have the 30 s of Kubernetes."""
@@ -52,32 +58,6 @@ PER_GPU: Mapping[str, tuple[int, int, str]] = {
 }
 """CPUs and GiB of memory a GPU, scratch a Pod: eight of them fit every cloud's machine of 8 A100, which have
 from 96 CPUs and 633 GiB on; a 7B model in float32 and its checkpoint take less."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run's artifacts lie, and how its Pods get in."""
-
-    uri: str
-    endpoint: str | None = None
-    region: str | None = None
-    secret: str | None = None
-    service_account: str | None = None
-
-
-def place(run: FusionRun, store: DefaultStore | None) -> Place:
-    """The cluster's default store, with the run's own way in if it has one. ValueError for another store."""
-    own = run.spec.storage
-    if store is None:
-        raise ValueError("this cluster has no default store for artifacts; the chart sets one (store.uri)")
-    if (own.uri or store.uri).rstrip("/") != store.uri or (own.endpoint or store.endpoint) != store.endpoint:
-        raise ValueError(
-            f"spec.storage names {own.uri} at {own.endpoint or 'AWS'}, and this operator reads its own "
-            f"store only ({store.uri} at {store.endpoint or 'AWS'}); leave uri and endpoint out"
-        )
-    secret = own.secret_ref.name if own.secret_ref else store.secret
-    account = own.service_account_name or store.service_account
-    return Place(store.uri, store.endpoint, store.region, secret, account)
 
 
 def asked(run: FusionRun, step: Step) -> tuple[Resources, Scratch | None]:
@@ -169,11 +149,18 @@ def spec(
         # As process 1 a stage that is stopped while Python starts would not even notice.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": GRACE_SECONDS.get(step.stage, 30),
-        "securityContext": _pod_security(settings),
+        "securityContext": pod_security(settings),
         "containers": [_container(run, step, where, settings, arguments, container)],
         "volumes": _volumes(run, step, settings),
-        **_placement(run),
+        **placement(run),
+        **accounts(where, settings),
     }
+    return made
+
+
+def accounts(where: Place, settings: Settings) -> dict[str, Any]:
+    """Who a Pod is to its cloud, and how its image is pulled."""
+    made: dict[str, Any] = {}
     if where.service_account:
         made["serviceAccountName"] = where.service_account
     if settings.image_pull_secrets:
@@ -181,7 +168,7 @@ def spec(
     return made
 
 
-def _pod_security(settings: Settings) -> dict[str, Any]:
+def pod_security(settings: Settings) -> dict[str, Any]:
     who = settings.run_as
     return {
         "runAsNonRoot": True,
@@ -204,11 +191,7 @@ def _container(
         "args": arguments,
         "env": environment(run, step, where),
         "resources": _with_scratch(resources(run, step), run, step, settings),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}, {"name": "shm", "mountPath": SHM}],
     }
@@ -217,18 +200,25 @@ def _container(
 def environment(run: FusionRun, step: Step, where: Place) -> list[dict[str, Any]]:
     """Where to write, where the store is, and the credentials, each from a key of a Secret."""
     plain = {
-        "HOME": SCRATCH,
-        "TMPDIR": SCRATCH,
         "FUSECHAT_SCRATCH": SCRATCH,
         "HF_HOME": f"{SCRATCH}/huggingface",
         "OMP_NUM_THREADS": str(_threads(run, step)),
+    }
+    made = store_environment(where, plain)
+    return made + [_from_secret(name, key) for name, key in _origin_secrets(run, step)]
+
+
+def store_environment(where: Place, more: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """What a process needs to reach the store, and to write nothing but its scratch."""
+    plain = {
+        "HOME": SCRATCH,
+        "TMPDIR": SCRATCH,
+        **(more or {}),
         "AWS_ENDPOINT_URL_S3": where.endpoint,
         "AWS_REGION": where.region,
     }
-    made = [{"name": name, "value": value} for name, value in plain.items() if value]
-    made += [_from_secret(where.secret, key) for key in STORE_KEYS if where.secret]
-    made += [_from_secret(name, key) for name, key in _origin_secrets(run, step)]
-    return made
+    made: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items() if value]
+    return made + [_from_secret(where.secret, key) for key in STORE_KEYS if where.secret]
 
 
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -287,7 +277,7 @@ def _volumes(run: FusionRun, step: Step, settings: Settings) -> list[dict[str, A
     ]
 
 
-def _placement(run: FusionRun) -> dict[str, Any]:
+def placement(run: FusionRun) -> dict[str, Any]:
     told = run.spec.scheduling.model_dump(
         by_alias=True, exclude_none=True, include={"node_selector", "tolerations", "affinity"}
     )

@@ -15,7 +15,7 @@ from fusechat.spec import Gates
 
 from fusechat_operator import jobs
 from fusechat_operator.causes import Cause
-from fusechat_operator.children import Child, Pod
+from fusechat_operator.children import Child, stuck
 from fusechat_operator.facts import UNKNOWN, Artifact
 from fusechat_operator.memory import SHORT, Line
 from fusechat_operator.scan_ends import Attempts
@@ -216,26 +216,13 @@ class Scanner(Attempts):
         pods = self.look("pods", child.name)
         if pods is UNKNOWN:
             return
-        if sentence := _stuck(pods) or ("" if pods else self._no_pods(child)):
+        if sentence := stuck(pods) or ("" if pods else self._no_pods(child)):
             self.found.problems[name] = self.found.waits[name] = sentence
 
     def _no_pods(self, child: Child) -> str:
         """Why its controller could make no Pod: a quota, a policy, a name that does not exist."""
         told = self.look("warning", child.uid)
         return f"its Pods cannot be made: {told}" if told and told is not UNKNOWN else ""
-
-
-def _stuck(pods: Sequence[Pod]) -> str:
-    """One sentence about the Pod that waits for something a person can mend."""
-    for pod in pods:
-        if pod.phase != "Pending" or pod.reason in ("", "ContainerCreating", "PodInitializing"):
-            continue
-        if pod.reason == "Unschedulable":
-            return f"no node has room for Pod {pod.name}: {pod.message}"
-        if "Image" in pod.reason:
-            return f"the image of Pod {pod.name} cannot be pulled ({pod.reason}): {pod.message}"
-        return f"Pod {pod.name} cannot start ({pod.reason}): {pod.message}"
-    return ""
 
 
 _NO_GATES = Gates()

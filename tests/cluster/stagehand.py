@@ -2,6 +2,7 @@
 
 kwok runs and ends the Pods; this thread reads each Pod's argv as entry would, writes the artifact and the
 record of the attempt to the real store, and tells kwok by annotation how long the Pod lasts and how it ends.
+A probe of a run's own store is not played: its own code runs, see probing.
 A test scripts the attempts of a step, `hand.script["extract-a"] = [Act(exit_code=65)]`; the rest succeeds.
 """
 
@@ -22,6 +23,8 @@ from fusechat.store import InputRef, Manifest, Store
 from fusechat_operator import naming
 from kubernetes import client, config, watch
 from urllib3.exceptions import HTTPError
+
+from tests.cluster import probing
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Stagehand(threading.Thread):
         self.metrics: dict[str, dict[str, Any]] = {}
         self.pace = 0.2
         self.played: list[Played] = []
+        self.probed: dict[str, str] = {}
         self._acts: dict[str, Act] = {}
         self._done: dict[str, set[int]] = {}
         self._ended = threading.Event()
@@ -98,6 +102,9 @@ class Stagehand(threading.Thread):
         if pod.metadata.deletion_timestamp or pod.status.phase in ("Succeeded", "Failed"):
             return
         step = pod.metadata.labels[naming.STEP]
+        if step == "probe":
+            self._probe(pod)
+            return
         if uid not in self._acts:
             script = self.script.get(step)
             act = self._acts[uid] = script.pop(0) if script else Act(seconds=self.pace)
@@ -113,10 +120,20 @@ class Stagehand(threading.Thread):
                 Played(step, told.address, uid, meta.namespace, meta.labels[naming.RUN], act.exit_code)
             )
 
+    def _probe(self, pod: Any) -> None:
+        """`probed` has the run of each probe Pod that was answered, by its uid."""
+        if pod.status.phase == "Running" and pod.metadata.uid not in self.probed:
+            self.probed[pod.metadata.uid] = pod.metadata.labels[naming.RUN]
+            threading.Thread(target=probing.play, args=(self.api, pod), daemon=True).start()
+
     def _told(self, pod: Any) -> launch.Launch:
-        index = (pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0")
-        arguments = [a.replace("$(JOB_COMPLETION_INDEX)", index) for a in pod.spec.containers[0].args]
-        return launch.parse([a.replace("$$", "$") for a in arguments])
+        return launch.parse(probing.arguments(pod))
+
+    def _store(self, pod: Any, told: launch.Launch) -> Store:
+        """That of the cluster, or the run's own with the run's own way in."""
+        if told.store == self.store.uri:
+            return self.store
+        return probing.store_of(told.store, probing.environment(self.api, pod))
 
     def _play(self, pod: Any, act: Act) -> None:
         told, attempt, started = self._told(pod), str(uuid.uuid4()), _now()
@@ -129,9 +146,10 @@ class Stagehand(threading.Thread):
         publishes = wants and self._alive(pod) and self._all_shards(told)
         for _ in range(60):  # as entry's client does, for as long as a store may be away in a test
             try:
+                store = self._store(pod, told)
                 if publishes:
-                    self._publish(told, attempt)
-                self.store.put_json(f"{told.address}/attempts/{attempt}.json", record)
+                    self._publish(store, told, attempt)
+                store.put_json(f"{told.address}/attempts/{attempt}.json", record)
                 return
             except FusechatError:
                 if self._ended.wait(1):
@@ -150,15 +168,15 @@ class Stagehand(threading.Thread):
         done.add(index)
         return len(done) == count
 
-    def _publish(self, told: launch.Launch, attempt: str) -> None:
+    def _publish(self, store: Store, told: launch.Launch, attempt: str) -> None:
         inputs = {}
         for role, address in told.inputs.items():
-            given = self.store.manifest(address)
+            given = store.manifest(address)
             inputs[role] = InputRef(address, given.digest if given else "")
         metrics = {**METRICS.get(told.stage, {}), **self.metrics.get(told.stage, {})}
         if told.stage == "resolve":
             metrics["pins"] = {n: f"sha256:{digest(o)}" for n, o in told.params["origins"].items()}
-        self.store.publish(
+        store.publish(
             Manifest(
                 told.address, told.stage, told.version, told.profile, told.params, inputs, (), metrics, True,
                 {}, attempt, _now(), {},

@@ -61,7 +61,7 @@ def nowhere(run):
 
 
 def another_store(run):
-    run["spec"]["storage"] = {"uri": "s3://elsewhere/x"}
+    run["spec"]["storage"] = {"uri": "s3://elsewhere/x", "endpoint": "https://s3.elsewhere.example"}
 
 
 def no_trainer(run):
@@ -75,7 +75,7 @@ def no_kueue(run):
 STALLED = {
     "files of a laptop": (nowhere, {}, "InvalidSpec", ["s0", "file:// of your machine", "copy it to s3://"]),
     "no store": (lambda run: None, {"FUSECHAT_STORE": ""}, "InvalidSpec", ["no default store", "chart"]),
-    "another store": (another_store, {}, "InvalidSpec", ["s3://elsewhere/x", "leave uri and endpoint out"]),
+    "another store": (another_store, {}, "InvalidSpec", ["s3://elsewhere/x", "set spec.storage.secretRef"]),
     "a launcher that is not there": (
         no_trainer,
         {},
