@@ -35,7 +35,7 @@ from fusechat_operator import naming
 from kubernetes import client, config, watch
 
 from tests.cluster import plane as planes
-from tests.cluster.sizes import status_of
+from tests.cluster.sizes import LONGEST_NAME, status_of
 from tests.cluster.stagehand import METRICS, a_run
 
 GROUP = ("fusechat.io", "v1alpha1")
@@ -316,10 +316,10 @@ def idle_row(bench: Bench, count: int) -> Row:
 
 
 def status_row() -> Row:
-    """A status of 50 sources and two benchmarks, as the API server keeps it."""
-    done, active = status_of(50, done=True), status_of(50, done=False)
+    """A status of 50 sources and two benchmarks, as the API server keeps it, at any length of names."""
+    done, active = (max(status_of(50, end, n) for n in range(3, LONGEST_NAME + 1)) for end in (True, False))
     ours, most = f"{done / 1024:.1f} KB, {active / 1024:.1f} KB", max(done, active)
-    what = "status of a run with 50 sources: all done, all active"
+    what = "status of a run with 50 sources, largest: all done, all active"
     return Row(what, "Argo offloads to a database", ours, "-", "< 32 KB", most < 32 * 1024)
 
 

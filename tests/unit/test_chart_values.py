@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from textwrap import dedent
 
 import pytest
 import yaml
@@ -144,3 +145,17 @@ def test_the_page_about_installing_lists_every_value_with_its_default():
         path: f"`{str(value).lower()}`" for path, value in flat(default_values()) if isinstance(value, bool)
     }
     assert rows == shown
+
+
+def test_the_manifests_for_argo_cd_and_flux_have_values_that_the_chart_takes():
+    page = (CHECKOUT / "docs" / "install.md").read_text()
+    blocks = [b for b in re.findall(r"(?:^    .*\n|^\n)+", page, re.M) if "apiVersion:" in b]
+    objects = {o["kind"]: o["spec"] for block in blocks for o in yaml.safe_load_all(dedent(block))}
+    told = {
+        "Argo CD": objects["Application"]["source"]["helm"]["valuesObject"],
+        "Flux": objects["HelmRelease"]["values"],
+    }
+    for values in told.values():
+        read = operator_settings.read(environment(render(values)))
+        assert read.image == "registry.example.com/team/fusechat-stages:0.1.0"
+        assert read.store == DefaultStore("s3://fusechat/west", secret="fusechat-store")
