@@ -206,8 +206,9 @@ class Engine:
             await self._tell(found, event)
         self._count(decision)
         if own:
-            own.decided(decision.forget)
-            await own.poll()
+            await own.decided(decision)
+            if own.is_over:
+                self._own.pop(key, None)
         return decision.again
 
     async def _create(self, key: Key, decision: Decision) -> bool:

@@ -19,6 +19,7 @@ from fusechat.inquiry import Question
 from fusechat_operator import naming, probes, status
 from fusechat_operator.children import Child, stuck
 from fusechat_operator.cluster import ApiRefusal, Cluster
+from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.once import Once
 from fusechat_operator.probes import Probe
@@ -42,7 +43,7 @@ class Waiting:
 
 
 WAITING = Waiting()
-STORE_ASKS = ("artifact", "hit", "metrics", "attempts", "progress")
+STORE_ASKS = ("artifact", "hit", "sink", "metrics", "attempts", "progress")
 
 
 def identity(found: Mapping[str, Any], once: Once) -> tuple[str, ...]:
@@ -70,6 +71,7 @@ class OwnStore:
         self._troubles = 0
         self._used: set[str] = set()
         self._sentence = ""
+        self.is_over = False
 
     async def begin(self, found: Mapping[str, Any], once: Once) -> None:
         """A look begins: take what probes have answered since the last."""
@@ -125,15 +127,6 @@ class OwnStore:
                 if step.address and not self._is_fresh(key):
                     self._wanted.setdefault(key, "")
 
-    async def poll(self) -> None:
-        """After a look that came to a decision: ask how its steps go on, every few minutes."""
-        due = time.monotonic() - self._polled_at > PROGRESS_SECONDS
-        if not self._watched or not due or "progress" in self._open or self._in_trouble():
-            return
-        self._polled_at = time.monotonic()
-        asked = [Question("progress", address) for address in sorted(self._watched)]
-        await self._send("progress", asked, {}, _digest([*self.identity, int(time.time())]))
-
     # writing
 
     async def write(
@@ -160,12 +153,20 @@ class OwnStore:
             await self._send("write", [asked[n] for n in left], moments, salt)
         return WAITING
 
-    def decided(self, stale: Iterable[str]) -> None:
-        """A decision was carried out: its answers are used up."""
+    async def decided(self, decision: Decision) -> None:
+        """A decision was carried out: its answers are used up. How steps go on is asked every few minutes."""
         self._answers.clear()
-        for address in stale:
+        for address in decision.forget:
             self._known.pop(address, None)
             self._written.pop(address, None)
+        listed = (decision.status or {}).get("conditions", ())
+        self.is_over = any(c["type"] == "Succeeded" and c["status"] != "Unknown" for c in listed)
+        due = time.monotonic() - self._polled_at > PROGRESS_SECONDS
+        if not self._watched or not due or "progress" in self._open or self._in_trouble():
+            return
+        self._polled_at = time.monotonic()
+        asked = [Question("progress", address) for address in sorted(self._watched)]
+        await self._send("progress", asked, {}, _digest([*self.identity, int(time.time())]))
 
     # waiting
 

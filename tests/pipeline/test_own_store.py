@@ -6,6 +6,8 @@ import pytest
 from fusechat.store import Store
 from fusechat_operator import own_store
 from fusechat_operator.children import child
+from fusechat_operator.cluster import ApiRefusal
+from fusechat_operator.workloads import NO_KUEUE
 from fusechat_stages import probe
 
 from tests.pipeline.asking import Asking, an_engine, drive, look
@@ -47,6 +49,7 @@ def test_a_run_in_its_own_store_goes_to_its_end_and_makes_each_step_once(make, s
     uid = world.runs["run"]["metadata"]["uid"]
     assert store.get_json(f"refs/cluster/{uid}.json")["run"] == "run"
     assert edges.jobs == {}, "a probe that was read is deleted"
+    assert not engine._own, "nothing of a run that is over is remembered"
 
 
 def test_the_record_has_all_metrics_though_the_operator_knows_a_few(make, store):
@@ -179,6 +182,28 @@ def test_a_probe_that_cannot_start_is_said(make):
     edges.world.now += 9
     look(engine)
     assert 'secret "team-keys" not found' in edges.world.condition("Ready")["message"]
+
+
+def test_a_probe_that_its_queue_does_not_take_is_said(make):
+    engine, edges = make(scheduling={"queueName": "team"})
+    edges.slow = True
+    look(engine)
+    edges.world.workloads = {job["metadata"]["uid"]: NO_KUEUE for job in edges.jobs.values()}
+    edges.world.now += 30
+    look(engine)
+    said = edges.world.condition("Ready")["message"]
+    assert "it asks for queue team, and Kueue is not installed on this cluster" in said
+
+
+def test_a_probe_that_the_api_server_does_not_take_is_said_and_sent_again(make):
+    engine, edges = make()
+    edges.raises["probe"] = [ApiRefusal(403, "Forbidden", "exceeded quota: few")]
+    look(engine)
+    assert "exceeded quota: few" in edges.world.condition("Ready")["message"]
+    assert edges.asked == []
+    edges.world.now += 16
+    drive(engine, edges)
+    assert edges.world.condition("Succeeded")["status"] == "True"
 
 
 def test_progress_is_asked_every_few_minutes_and_never_waited_for(make, store):
