@@ -69,9 +69,7 @@ async def _replica(told: settings.Settings) -> int:
     _, stuck = await asyncio.wait({leading}, timeout=STOP_SECONDS)
     await lease.give_back(cluster, told)
     if stuck:
-        os._exit(
-            0
-        )  # kopf, cancelled while it starts, asks a closed session for a minute
+        os._exit(0)  # kopf, cancelled while it starts, asks a closed session for a minute
     await health.cleanup()
     await cluster.close()
     return 0

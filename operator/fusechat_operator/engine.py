@@ -142,7 +142,7 @@ class Engine:
         if own and ask.what in STORE_ASKS:
             return own.answer(ask, facts)
         match ask.what:
-            case "artifact":
+            case "artifact" | "sink":
                 return await self.artifacts.artifact(ask.key)
             case "hit":
                 return await self.artifacts.hit(ask.key)

@@ -15,6 +15,7 @@ from fusechat.store import InputRef
 What = Literal[
     "artifact",
     "hit",
+    "sink",
     "metrics",
     "child",
     "own",
@@ -31,11 +32,12 @@ What = Literal[
 class Ask(NamedTuple):
     """One question. `key` by kind of question:
 
-    artifact: an address (verified, never from memory) · hit: an address (verified, perhaps some seconds ago;
-    that there is none is never from memory) · metrics: an address (may be remembered) · child:
-    Kind/name · own: a run's uid (all its children), or uid/Kind · pods: a child's name · workload: a child's
-    uid · warning: a child's uid (what its controller complained of last) · attempts and progress: an
-    address · launchers: nothing · refusal: a child's name (why the API server did not take it).
+    artifact: an address (verified, never from memory) · sink: the same, before any child was looked at: what
+    a child has published since, it does not know · hit: as sink, and may be some seconds old · metrics: an
+    address (may be remembered) · child: Kind/name · own: a run's uid (all its children), or uid/Kind ·
+    pods: a child's name · workload: a child's uid · warning: a child's uid (what its controller complained
+    of last) · attempts and progress: an address · launchers: nothing · refusal: a child's name (why the API
+    server did not take it).
     """
 
     what: What
@@ -75,11 +77,13 @@ class Look:
         self.asks: set[Ask] = set()
         self.troubles: list[Trouble] = []
 
+    def lacked(self, address: str) -> bool:
+        """Whether there was no artifact when this look began."""
+        return any(self._facts.get(Ask(what, address), UNKNOWN) is None for what in _AT_FIRST)
+
     def __call__(self, what: What, key: str = "") -> Any:
         """The answer, or UNKNOWN."""
         ask = Ask(what, key)
-        if what == "artifact" and self._facts.get(Ask("hit", key), UNKNOWN) is None:
-            return None
         if ask not in self._facts:
             self.asks.add(ask)
             return UNKNOWN
@@ -88,3 +92,6 @@ class Look:
             self.troubles.append(found)
             return UNKNOWN
         return found
+
+
+_AT_FIRST: tuple[What, ...] = ("hit", "sink")

@@ -205,7 +205,7 @@ class _Pass(Ends):
 
         def published(step: Step) -> bool:
             # What a run promises is looked at now; an input that is gone after all shows in who needs it.
-            hit = self.look("artifact" if step.name in sinks else "hit", str(step.address))
+            hit = self.look("sink" if step.name in sinks else "hit", str(step.address))
             return hit is UNKNOWN or isinstance(hit, Artifact)
 
         missing = needed(work.plan, published)

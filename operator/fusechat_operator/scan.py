@@ -83,7 +83,8 @@ class Scanner(Attempts):
     # what a child says
 
     def _without_child(self, step: Step, line: Line) -> Observed:
-        artifact = self.look("artifact", str(step.address))
+        where = str(step.address)
+        artifact = None if self.look.lacked(where) else self.look("artifact", where)
         if artifact is UNKNOWN:
             return self._unknown(line)
         if isinstance(artifact, Artifact) and not self._is_stale(step, artifact):

@@ -56,7 +56,7 @@ def _settled(run: dict, settings: Settings, done: bool, names: list[str]) -> Dec
 
 
 def _answer(ask: Ask, done: bool, names: list[str]) -> object:
-    if ask.what in ("artifact", "hit", "metrics"):
+    if ask.what in ("artifact", "hit", "sink", "metrics"):
         stage = ask.key.partition("/")[0]
         if done or stage in ("resolve", "fetch", "extract"):
             pins = {name: f"sha256:{name:0>64}" for name in names} if stage == "resolve" else {}

@@ -88,7 +88,7 @@ def stuck() -> World:
 
 def store_away() -> World:
     world = World(a_run())
-    world.away = lambda ask: ask.what in ("artifact", "hit")
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink")
     return settled(world)
 
 

@@ -52,7 +52,7 @@ def test_a_cached_run_probes_only_its_sinks_and_starts_only_its_report():
     world.drive("again")
     sinks = {str(step.address) for step in world.plan("again").sinks()}
     report = told(world.child_of("report", "again")).address
-    assert {ask.key for ask in world.asked if ask.what in ("artifact", "hit")} == sinks | {report}
+    assert {ask.key for ask in world.asked if ask.what in ("artifact", "hit", "sink")} == sinks | {report}
     assert {ask.key for ask in world.asked if ask.what == "child"} == {
         f"Job/{world.child_of('report', 'again')['metadata']['name']}"
     }
@@ -82,7 +82,7 @@ def test_hits_are_probed_from_the_sinks_backwards():
     world.asked.clear()
     world.at_once = False
     world.decide("again")
-    probed = {ask.key.partition("/")[0] for ask in world.asked if ask.what in ("artifact", "hit")}
+    probed = {ask.key.partition("/")[0] for ask in world.asked if ask.what in ("artifact", "hit", "sink")}
     assert probed == {"evaluate", "merge", "fuse", "fetch"}, "fuse is a hit: what it was made of is not asked"
     world.drive("again")
     assert world.created[17:] == ["merge", "evaluate-fused", "report"]

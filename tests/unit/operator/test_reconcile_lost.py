@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
+from fusechat_operator.facts import Ask
 
 from tests.unit.operator.acts import fails, finish, publish
 from tests.unit.operator.runs import a_run
-from tests.unit.operator.world import Crash, World, matching
+from tests.unit.operator.world import Crash, World, begun, matching
 
 
 def lost(world: World, step: str):
@@ -111,3 +112,23 @@ def test_a_crash_around_a_stale_artifact_that_is_set_aside_loses_nothing(cleared
         twin.drive()
         steps = [line["name"] for line in twin.status()["steps"]]
         assert not [step for step in steps if twin.address(step) not in twin.artifacts]
+
+
+@pytest.mark.parametrize("asked", ["hit", "sink"])
+def test_a_child_that_ends_between_two_questions_of_one_look_is_not_judged_by_the_first(asked):
+    """An edit makes every step be looked for anew; its child publishes and ends right after the answer."""
+    step = "fuse-s0" if asked == "hit" else "merge"
+    world = begun(step)
+    active, answer = world.child_of(step), world.answer
+
+    def and_then_it_ends(ask: Ask) -> object:
+        found = answer(ask)
+        if ask == Ask(asked, world.address(step)):  # type: ignore[arg-type]
+            finish(world, active)
+        return found
+
+    world.answer = and_then_it_ends  # type: ignore[method-assign]
+    world.edit(ttl="20m")
+    world.turn()
+    assert "tries" not in world.line(step)
+    assert world.line(step)["state"] in ("Succeeded", "Running", "Cached")

@@ -56,7 +56,7 @@ def test_another_operator_with_the_same_plan_goes_on_with_the_images_it_began_wi
 
 def test_a_store_that_is_away_stops_nothing_for_good_and_is_said():
     world = begun("fuse-s0")
-    world.away = lambda ask: ask.what in ("artifact", "hit", "metrics", "progress", "attempts")
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink", "metrics", "progress", "attempts")
     finish(world, world.child_of("fuse-s0"))
     decision = world.settle()
     ready = world.condition("Ready")
@@ -71,7 +71,7 @@ def test_a_store_that_is_away_stops_nothing_for_good_and_is_said():
 
 def test_a_new_run_waits_for_a_store_that_is_away_and_creates_nothing():
     world = World(a_run(pinned=True))
-    world.away = lambda ask: ask.what in ("artifact", "hit")
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink")
     decision = world.settle()
     assert world.condition("Ready")["reason"] == "StoreUnavailable"
     assert (world.created, decision.again is not None) == ([], True)

@@ -135,7 +135,7 @@ def test_a_store_that_is_away_does_not_change_what_is_reproducible():
     world = World(run)
     world.drive(until=lambda: world.line("extract-pivot").get("state") == "Running")
     world.edit(merge={"method": "linear"})
-    world.away = lambda ask: ask.what in ("artifact", "hit")
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink")
     world.settle()
     assert world.condition("Reproducible")["status"] == "False"
 

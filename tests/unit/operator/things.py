@@ -70,7 +70,7 @@ class Things:
         if self.away(ask):
             return Trouble("the store cannot be reached")
         match ask.what:
-            case "artifact" | "hit" | "metrics":
+            case "artifact" | "hit" | "sink" | "metrics":
                 return self.artifacts.get(ask.key)
             case "child":
                 found = self.children.get(ask.key)
