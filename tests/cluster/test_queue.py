@@ -125,7 +125,9 @@ def said(plane, run, namespace):
 def queued(plane, namespace):
     """Workloads that wait or run."""
     listed = json.loads(plane.kubectl("get", "workloads", "-n", namespace, "-o", "json"))["items"]
-    return [w for w in listed if "Finished" not in {c["type"] for c in w.get("status", {}).get("conditions", ())}]
+    return [
+        w for w in listed if "Finished" not in {c["type"] for c in w.get("status", {}).get("conditions", ())}
+    ]
 
 
 def events(plane, namespace, reason):

@@ -17,14 +17,13 @@ Seen = tuple[str, Object]
 
 
 class Watch(threading.Thread):
-    """Every state that the objects of a kind in a namespace were in, as they came."""
+    """Every state that the objects of a kind in a namespace were in while the block lasted, as they came."""
 
     def __init__(self, list_them: Callable[..., Any], *words: str) -> None:
         super().__init__(daemon=True)
         self._list, self._words = list_them, words
         self.seen: list[Seen] = []
         self._ended = threading.Event()
-        self.start()
 
     def run(self) -> None:
         version = "0"
@@ -37,10 +36,13 @@ class Watch(threading.Thread):
             except client.ApiException:
                 version = "0"
 
-    def end(self) -> list[Seen]:
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self.join()
-        return self.seen
 
 
 def together(seen: Iterable[Seen], holds: Callable[[Object], bool]) -> set[frozenset[str]]:
