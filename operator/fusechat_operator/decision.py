@@ -5,10 +5,12 @@ Made by reconcile, carried out by the engine.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusechat_operator import naming
 from fusechat_operator.children import Child
 from fusechat_operator.facts import Ask
 from fusechat_operator.memory import Line, Memory
@@ -23,6 +25,31 @@ class Event:
     kind: str
     reason: str
     message: str
+
+
+def event_object(event: Event, found: Mapping[str, Any], now: str) -> dict[str, Any]:
+    """The API server's object; the same thing said of the same run again has the same name."""
+    meta = found["metadata"]
+    digest = hashlib.sha256(f"{meta['uid']}{event.reason}{event.message}".encode()).hexdigest()[:16]
+    about = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{meta['name']}.{digest}",
+            "namespace": meta["namespace"],
+            "labels": {naming.MANAGED_BY: naming.MANAGER},
+        },
+        "involvedObject": {"apiVersion": found["apiVersion"], "kind": found["kind"], **about},
+        "type": event.kind,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "count": 1,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "source": {"component": "fusechat-operator"},
+        "reportingComponent": "fusechat.io/operator",
+    }
 
 
 @dataclass(frozen=True)

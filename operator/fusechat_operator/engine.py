@@ -7,7 +7,6 @@ any moment: who waits for whose child, when it last wrote progress, what the API
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from fusechat_operator import naming, own_store, probes
 from fusechat_operator.agenda import Agenda
 from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.cluster import ApiRefusal, Cluster
-from fusechat_operator.decision import Decision, Event
+from fusechat_operator.decision import Decision, Event, event_object
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
@@ -271,30 +270,9 @@ class Engine:
 
     async def _tell(self, found: dict[str, Any], event: Event) -> None:
         """An Event; trouble with it must not change what happens."""
-        meta, now = found["metadata"], timestamp(time.time())
-        digest = hashlib.sha256(f"{meta['uid']}{event.reason}{event.message}".encode()).hexdigest()[:16]
-        name = f"{meta['name']}.{digest}"
-        about = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion")}
-        made = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": name,
-                "namespace": meta["namespace"],
-                "labels": {naming.MANAGED_BY: naming.MANAGER},
-            },
-            "involvedObject": {"apiVersion": found["apiVersion"], "kind": found["kind"], **about},
-            "type": event.kind,
-            "reason": event.reason,
-            "message": event.message[:1024],
-            "count": 1,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": "fusechat-operator"},
-            "reportingComponent": "fusechat.io/operator",
-        }
+        meta, made = found["metadata"], event_object(event, found, timestamp(time.time()))
         try:
-            await self.cluster.post_event(found, name, made)
+            await self.cluster.post_event(found, made["metadata"]["name"], made)
         except (ApiRefusal, OSError) as error:
             log.warning("%s/%s: its event was not recorded: %s", meta["namespace"], meta["name"], error)
 
