@@ -173,6 +173,8 @@ def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: S
     message = extras.errors.get(step.name) or scan.waits.get(step.name, "")
     if not message and line.state == "Failed":
         message = before.get("message", "")
+    # One that waits to go on goes on from there.
+    kept = {k: before[k] for k in _KEPT if k in before} if line.state == "Waiting" else {}
     made: dict[str, Any] = {
         "name": step.name,
         "child": f"{kind}/{jobs.name_of(step, work.place)}" if step.address else None,
@@ -182,9 +184,13 @@ def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: S
         "shards": f"{child.succeeded}/{child.pods}" if child and child.pods > 1 and step.shards > 1 else None,
         "artifact": f"{work.place.uri}/{step.address}",
         "message": message[:1024],
+        **kept,
         **_progress(extras.progress.get(step.name, {})),
     }
     return {k: v for k, v in made.items() if v not in (None, {}) and (v != "" or k == "message")}
+
+
+_KEPT = ("percent", "metrics", "lastCheckpoint")
 
 
 def _progress(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,20 @@ def test_progress_becomes_a_share_a_rate_and_the_time_that_is_left():
     assert (told["metrics"], told["lastCheckpoint"]) == ({"loss": 1.5}, "2027-01-15T08:00:00Z")
 
 
+def test_a_training_that_waits_still_tells_how_far_it_came():
+    world = begun("fuse-s0")
+    found = world.child_of("fuse-s0")
+    told = {"done": 25, "total": 100, "seconds": 50.0, "lastCheckpoint": "2027-01-15T08:00:00Z"}
+    world.progress[child(found).address] = told
+    world.settle()
+    found["spec"]["runPolicy"]["suspend"] = True
+    world.settle()
+    (told,) = world.status()["details"]
+    assert world.line("fuse-s0")["state"] == "Waiting"
+    assert (told["percent"], told["lastCheckpoint"]) == (25.0, "2027-01-15T08:00:00Z")
+    assert "rate" not in told
+
+
 def test_what_earlier_attempts_did_is_done_and_says_nothing_of_the_rate():
     world = begun("fuse-s0")
     address = child(world.child_of("fuse-s0")).address
