@@ -207,7 +207,7 @@ class Trainer:
             self._save()
             self.saver.wait()
         self._tell(host)
-        raise Stopped(f"saved at step {self.step} of {self.schedule.steps}; run the step again to go on")
+        raise Stopped(f"saved at step {self.step} of {self.schedule.steps}, where the next attempt goes on")
 
     def _state(self) -> checkpoints.State:
         """Weights and moments by name; all of a parameter's are of its own kind, sharded or plain."""
