@@ -9,6 +9,7 @@ missing is a skip; where CI=true, a failure. With KUBECONFIG the cluster is your
     FUSECHAT_TEST_IMAGE_STAGES, FUSECHAT_TEST_IMAGE_OPERATOR   images that its nodes can pull
     FUSECHAT_TEST_STORE      s3://bucket/prefix; the bucket exists
     FUSECHAT_TEST_ENDPOINT   its endpoint as Pods reach it; default AWS_ENDPOINT_URL_S3, as this machine does
+    FUSECHAT_TEST_SCRATCH_REQUESTS   false where its nodes count no disk (default true)
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   copied into a Secret of every test's namespace
 """
 
@@ -103,6 +104,7 @@ def _given_node(folder: Path, kubeconfig: str) -> Iterator[Node]:
     found = {"stages": stages, "operator": operator}
     endpoint = os.environ.get("FUSECHAT_TEST_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL_S3", "")
     node = Node(kubeconfig, None, Store(store), None, folder, images=found, endpoint=endpoint)  # type: ignore[arg-type]
+    node.scratch_requests = os.environ.get("FUSECHAT_TEST_SCRATCH_REQUESTS", "true") == "true"
     try:
         yield node
     finally:
