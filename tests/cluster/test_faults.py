@@ -104,12 +104,24 @@ def test_two_replicas_have_one_leader_and_the_other_takes_over(plane, start, nam
 
 
 def test_a_leader_that_is_stopped_hands_over_at_once(plane, start, namespace):
-    first = start("replica-1")
+    first = start("replica-1", FUSECHAT_LEASE_SECONDS="70")
     plane.wait("the first leads", lambda: "leading as" in first.log.read_text(), 30)
-    second = start("replica-2")
+    second = start("replica-2", FUSECHAT_LEASE_SECONDS="70")
     time.sleep(3)
     assert first.stop() == 0
-    plane.wait("the second leads", lambda: "leading as" in second.log.read_text(), 5)
+    plane.wait("the second leads", lambda: "leading as" in second.log.read_text(), 40)
+
+
+def test_an_operator_that_is_stopped_while_it_begins_to_lead_ends(plane, start, namespace):
+    """kopf takes the signals when it starts, and cancelled there it asks a closed connection for a minute."""
+    for turn in range(4):
+        early = start(f"early-{turn}")
+        for _ in range(12_000):
+            if "leading as" in early.log.read_text():
+                break
+            time.sleep(0.005)
+        time.sleep(0.05 * turn)
+        assert early.stop() == 0
 
 
 def test_an_evicted_pod_is_a_disruption_and_free(plane, operator, namespace):
