@@ -54,7 +54,15 @@ class Holding(planes.Stagehand):
 
 def shaped(name: str, length: int, namespace: str) -> dict[str, Any]:
     """A run of one source whose models all runs share and whose extraction nobody else has."""
-    run = a_run("shared", sources=1, namespace=namespace, extract={"maxLength": length}, launcher="Job")
+    small = {stage: {"cpu": "10m", "memory": "64Mi"} for stage in ("extract", "align", "filter", "fuse")}
+    run = a_run(
+        "shared",
+        sources=1,
+        namespace=namespace,
+        extract={"maxLength": length},
+        launcher="Job",
+        resources=small,
+    )  # so small that thousands have room: what waits for a node is not measured
     run["metadata"]["name"] = name
     return run
 
@@ -203,9 +211,16 @@ def finished(bench: Bench, count: int) -> None:
     runs = [copy.deepcopy(shaped(f"done-{i}", 64, namespace)) for i in range(count)]
     bench.submit(runs)
 
+    left = [run["metadata"]["name"] for run in runs]
+
     def ended() -> bool:
-        listed = bench.objects.list_namespaced_custom_object(*GROUP, namespace, "fusionruns")["items"]
-        return sum(bool(i.get("status", {}).get("finished")) for i in listed) == count
+        # One by one: a list of thousands, asked again and again, would be a load of its own.
+        while left:
+            found = bench.objects.get_namespaced_custom_object(*GROUP, namespace, "fusionruns", left[-1])
+            if not found.get("status", {}).get("finished"):
+                return False
+            left.pop()
+        return True
 
     bench.plane.wait("all are done", ended, 3600)
 
