@@ -58,6 +58,12 @@ class StepLine(Base):
         None, description="UID of the last child whose end was counted."
     )
     replanned: bool | None = Field(None, description="Whether it lacked an input once, which was made anew.")
+    within: tuple[Count, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Of the tries: disruptions, and trouble outside, that its Job of now went on from.",
+    )
 
 
 class StepDetail(Base):

@@ -55,6 +55,15 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
     return Cause("disruption", None, f"its Pod vanished ({child.message or child.reason or 'no trace left'})")
 
 
+def before_this(pods: Sequence[Pod]) -> str:
+    """Why there is no Pod at work where a Job is about to make another; "" where all are at work."""
+    at_work = {pod.index for pod in pods if pod.phase in ("Running", "Succeeded")}
+    ended = [pod for pod in failed_pods(pods) if pod.index not in at_work]
+    last = max(ended, key=lambda pod: pod.failures + pod.disruptions, default=None)
+    why = _of_pod(last) if last else None
+    return f"{why.sentence}; it is tried again" if why and why.kind != "bug" else ""
+
+
 def train_together(child: Child) -> bool:
     """Whether its Pods are ranks of one training: who loses a peer fails too, and does not know why."""
     return child.pods > 1 and child.address.startswith("fuse/")

@@ -52,7 +52,8 @@ class Child:
 class Pod:
     """One Pod of a child: why it waits, or how its stage ended. `summary` is what entry left for us.
 
-    `trace` is the last line of the log where entry left nothing.
+    `trace` is the last line of the log where entry left nothing. `failures` and `disruptions` are how many
+    Pods of its index its Job has replaced before it, because they failed and because they were taken away.
     """
 
     name: str
@@ -65,6 +66,9 @@ class Pod:
     summary: Mapping[str, Any] | None = None
     trace: str = ""
     node: str = ""
+    index: str = "0"
+    failures: int = 0
+    disruptions: int = 0
 
 
 def seconds(text: str | None) -> float | None:
@@ -204,7 +208,13 @@ def pod(found: Object) -> Pod:
         summary=told,
         trace="" if told else _last_line(ended.get("message", "")),
         node=str(found.get("spec", {}).get("nodeName", "")),
+        index=meta.get("annotations", {}).get(f"{_OF_JOBS}/job-completion-index", "0"),
+        failures=int(meta.get("annotations", {}).get(f"{_OF_JOBS}/job-index-failure-count", 0)),
+        disruptions=int(meta.get("annotations", {}).get(f"{_OF_JOBS}/job-index-ignored-failure-count", 0)),
     )
+
+
+_OF_JOBS = "batch.kubernetes.io"
 
 
 def _last_line(text: str) -> str:
@@ -238,6 +248,15 @@ def summary(text: str) -> dict[str, Any] | None:
 def failed_pods(pods: Sequence[Pod]) -> list[Pod]:
     """Those whose stage ended badly, or that were taken away."""
     return [p for p in pods if p.phase == "Failed" or p.exit_code not in (None, 0)]
+
+
+def met(pods: Sequence[Pod]) -> tuple[int, int]:
+    """How many disruptions and failures a Job has met and gone on from, all of its indexes together."""
+    counts: dict[str, tuple[int, int]] = {}
+    for pod in pods:
+        taken, failed = counts.get(pod.index, (0, 0))
+        counts[pod.index] = (max(taken, pod.disruptions), max(failed, pod.failures))
+    return sum(taken for taken, _ in counts.values()), sum(failed for _, failed in counts.values())
 
 
 def stuck(pods: Sequence[Pod]) -> str:

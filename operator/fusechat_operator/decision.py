@@ -16,6 +16,7 @@ from fusechat_operator.facts import Ask
 from fusechat_operator.memory import Line, Memory
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.status import Verdict
+from fusechat_operator.tally import NOTHING, Tally
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Decision:
     events: tuple[Event, ...] = ()
     again: float | None = None
     shared: tuple[str, ...] = ()
+    tally: Tally = NOTHING
 
 
 def events(before: Memory, scan: Scan, verdict: Verdict, errors: Mapping[str, str]) -> tuple[Event, ...]:

@@ -23,8 +23,10 @@ from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
 from fusechat_operator.own_store import STORE_ASKS, WAITING, OwnStore
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, reconcile
+from fusechat_operator.rest import rests
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import timestamp
+from fusechat_operator.tally import state
 
 log = logging.getLogger("fusechat")
 Key = tuple[str, str]
@@ -55,14 +57,19 @@ class Engine:
         self._wrote: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._own: OrderedDict[Key, OwnStore] = OrderedDict()
+        self._states: dict[Key, str] = {}
 
     async def run(self) -> None:
         """Work until cancelled."""
         await self.agenda.run(self._work, self.settings.workers)
 
-    def run_changed(self, namespace: str, name: str) -> None:
-        """A FusionRun came, changed or went."""
-        self.agenda.add((namespace, name))
+    def run_changed(self, namespace: str, name: str, found: Mapping[str, Any] | None) -> None:
+        """A FusionRun came or changed to what `found` says, or went (None). One that rests is left alone."""
+        key = namespace, name
+        if found is not None and rests(found):
+            self._forget(key)
+        else:
+            self.agenda.add(key)
 
     def child_changed(self, namespace: str, name: str, run: str) -> None:
         """A child came, changed or went: its owner looks, and whoever waits for its artifact."""
@@ -88,9 +95,9 @@ class Engine:
             self.metrics.faults.inc()
             log.exception("%s/%s: a fault of ours; it is looked at again in %.0f s", *key, again)
         self.metrics.reconcile.observe(time.perf_counter() - begun)
-        self.metrics.queue.set(len(self.agenda))
         if again is not None:
-            self.agenda.add(key, again)
+            self.agenda.add(key, again, slack=again)
+        self.metrics.queue.set(self.agenda.due)
 
     def _pause(self, key: Key) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -203,7 +210,7 @@ class Engine:
         self._wait_for(key, decision.shared)
         for event in decision.events:
             await self._tell(found, event)
-        self._count(decision)
+        self._count(key, found, decision)
         if own:
             await own.decided(decision)
             if own.is_over:
@@ -267,6 +274,7 @@ class Engine:
         self._wrote.pop(key, None)
         self._failures.pop(key, None)
         self._own.pop(key, None)
+        self._in_state(key, "")
 
     async def _tell(self, found: dict[str, Any], event: Event) -> None:
         """An Event; trouble with it must not change what happens."""
@@ -276,9 +284,18 @@ class Engine:
         except (ApiRefusal, OSError) as error:
             log.warning("%s/%s: its event was not recorded: %s", meta["namespace"], meta["name"], error)
 
-    def _count(self, decision: Decision) -> None:
+    def _count(self, key: Key, found: dict[str, Any], decision: Decision) -> None:
         for event in decision.events:
             self.metrics.events.labels(event.reason).inc()
+        self.metrics.count(decision.tally)
+        self._in_state(key, state(decision.status or found.get("status", {})))
+
+    def _in_state(self, key: Key, now: str) -> None:
+        before = self._states.pop(key, "")
+        if now:
+            self._states[key] = now
+        for each in {before, now} - {""}:
+            self.metrics.active.labels(each).inc((each == now) - (each == before))
 
 
 def _child_of(manifest: Mapping[str, Any]) -> str:

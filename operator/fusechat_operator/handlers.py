@@ -27,8 +27,8 @@ def registry(engine: Engine, heartbeat: Heartbeat) -> kopf.OperatorRegistry:
         return kopf.login_with_service_account(**told) or kopf.login_with_kubeconfig(**told)
 
     @kopf.on.event("fusechat.io", "v1alpha1", "fusionruns", registry=made)
-    async def run_changed(name: str, namespace: str | None, **_: Any) -> None:
-        engine.run_changed(str(namespace), name)
+    async def run_changed(type: str | None, body: Any, name: str, namespace: str | None, **_: Any) -> None:
+        engine.run_changed(str(namespace), name, None if type == "DELETED" else body)
 
     for kind, api in naming.API_VERSIONS.items():
         group, version = api.split("/")

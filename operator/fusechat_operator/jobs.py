@@ -123,18 +123,14 @@ def _job(work: Work, step: Step) -> Manifest:
         "ttlSecondsAfterFinished": _ttl(work),
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
+        # One Pod has an index too: only by index does a Job say on its Pods how often it has tried, and why.
+        "completionMode": "Indexed",
+        "completions": step.shards,
+        "parallelism": step.shards,
+        "backoffLimitPerIndex": tries,
+        "maxFailedIndexes": 0,
+        **_held(work),
     }
-    if step.shards > 1:
-        spec |= {
-            "completionMode": "Indexed",
-            "completions": step.shards,
-            "parallelism": step.shards,
-            "backoffLimitPerIndex": tries,
-            "maxFailedIndexes": 0,
-        }
-    else:
-        spec["backoffLimit"] = tries
-    spec |= _held(work)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(work, step), "spec": spec}
 
 

@@ -25,7 +25,10 @@ SHORT = 10
 
 @dataclass(frozen=True)
 class Line:
-    """One step. `ended` is the uid of the last child whose end was counted; tries are by cause."""
+    """One step. `ended` is the uid of the last child whose end was counted; tries are by cause.
+
+    `within`: how many disruptions and troubles outside of these a Job has met that goes on by itself.
+    """
 
     name: str
     state: str = "Pending"
@@ -35,6 +38,7 @@ class Line:
     bug: int = 0
     ended: str = ""
     replanned: bool = False
+    within: tuple[int, int] = (0, 0)
 
     @property
     def done(self) -> bool:
@@ -43,6 +47,16 @@ class Line:
     def counted(self, cause: str, uid: str) -> Line:
         """With one more attempt of that cause, by that child."""
         return replace(self, **{cause: getattr(self, cause) + 1}, ended=uid)
+
+    def counting(self, disruptions: int, failures: int) -> Line:
+        """With what the Job of now has counted by itself so far."""
+        more = max(0, disruptions - self.within[0]), max(0, failures - self.within[1])
+        return replace(
+            self,
+            disruption=self.disruption + more[0],
+            infrastructure=self.infrastructure + more[1],
+            within=(self.within[0] + more[0], self.within[1] + more[1]),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ def _line(found: Mapping[str, Any]) -> Line:
         int(tries.get("bug", 0)),
         found.get("ended", ""),
         bool(found.get("replanned")),
+        (int((found.get("within") or (0, 0))[0]), int((found.get("within") or (0, 0))[1])),
     )
 
 
@@ -114,6 +129,7 @@ def line_json(line: Line, brief: bool = False) -> dict[str, Any]:
     if any(tries.values()):
         made["tries"] = tries  # all three: the API server would add the others, and the status never compare
     made |= {"ended": line.ended, "replanned": line.replanned or None}
+    made["within"] = list(line.within) if any(line.within) else None
     return {key: value for key, value in made.items() if value}
 
 

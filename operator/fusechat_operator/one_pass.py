@@ -24,6 +24,7 @@ from fusechat_operator.once import Once
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import Extras, Verdict
+from fusechat_operator.tally import tally
 
 STORE_PAUSE_SECONDS = 15.0
 
@@ -48,7 +49,8 @@ class Pass:
 
     def _begun(self, line: Line) -> Line:
         """A child with a queue is created suspended: it runs when its queue says so."""
-        return replace(line, state="Waiting" if self.run.spec.scheduling.queue_name else "Running")
+        state = "Waiting" if self.run.spec.scheduling.queue_name else "Running"
+        return replace(line, state=state, within=(0, 0))
 
     def _remembered(self, made: Plan) -> Scan:
         return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})
@@ -101,4 +103,5 @@ class Pass:
             events=events(self.before, scan, verdict, self.extras.errors),
             again=min(again, default=None),
             shared=tuple(scan.shared),
+            tally=tally(self.before, scan, work.plan, verdict),
         )

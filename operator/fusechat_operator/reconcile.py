@@ -14,7 +14,7 @@ from fusechat.plan import VERSIONS, Plan, Step, resolve_step
 from fusechat.progress import State, decide, gates_of, needed
 from fusechat.spec import STAGES
 
-from fusechat_operator import jobs, leftovers, naming, status
+from fusechat_operator import jobs, leftovers, naming, rest, status
 from fusechat_operator.children import Child
 from fusechat_operator.decision import Decision, Event
 from fusechat_operator.ends import Ends
@@ -45,31 +45,19 @@ def reconcile(
     known = once.memory
     if once.refusal:
         return _refused(found, known, once.refusal, now)
-    retry = str(found["metadata"].get("annotations", {}).get(naming.RETRY_AT, ""))[:64]
-    if _is_over(found, known) and retry == known.last_retry:
+    if rest.is_over(found):
         return _clear(once, Look(facts), now)
-    return _Pass(once, Look(facts), settings, now, retry).decide()
-
-
-def _is_over(found: Mapping[str, Any], known: Memory) -> bool:
-    """Whether the run has ended at its present generation; that is final until an edit or a retry."""
-    outcome = known.conditions.get("Succeeded", {})
-    at = int(found["metadata"].get("generation", 1))
-    ended = outcome.get("status") in ("True", "False") and outcome.get("reason") not in _RECONSIDERED
-    return ended and outcome.get("observedGeneration") == at
+    return _Pass(once, Look(facts), settings, now, rest.retry_at(found)).decide()
 
 
 def _clear(once: Once, look: Look, now: float) -> Decision:
     """What an ended run still has to do: its finished TrainJobs go after the run's ttl."""
-    run, known = once.run, once.memory
-    if not known.launcher.startswith("TrainJob"):
+    if rest.rests(once.found):
         return Decision()
+    run, known = once.run, once.memory
     made, _ = once.plan(known.pins)
     old = leftovers.trainjobs(look, str(run.metadata.uid), made, once.place, known.lines, run.spec.ttl, now)
     return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
-
-
-_RECONSIDERED = ("InvalidSpec", "LauncherMissing")
 
 
 def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float) -> Decision:

@@ -14,8 +14,8 @@ from fusechat.progress import Observed, State
 from fusechat.spec import Gates
 
 from fusechat_operator import jobs
-from fusechat_operator.causes import Cause
-from fusechat_operator.children import Child, stuck
+from fusechat_operator.causes import Cause, before_this
+from fusechat_operator.children import Child, met, stuck
 from fusechat_operator.facts import UNKNOWN, Artifact
 from fusechat_operator.memory import SHORT, Line
 from fusechat_operator.scan_ends import Attempts
@@ -154,6 +154,8 @@ class Scanner(Attempts):
                 self.found.delete.append(child)
                 return self._hold(line, "its old child is being removed")
             self._count_gpu_seconds(child)
+            if child.started:
+                self.found.seconds.append((step.stage, max(0.0, (child.ended or self.now) - child.started)))
             return self._done(step, replace(line, state="Succeeded"), artifact)
         if line.ended != child.uid:
             return self._ended(step, line, child)
@@ -170,8 +172,26 @@ class Scanner(Attempts):
             if age < SETTLE_SECONDS:
                 self.found.again.append(SETTLE_SECONDS - age + 0.5)
             else:
-                self._look_at_pods(step.name, child)
+                return self._incomplete(step, line, child)
         self.found.lines[step.name] = replace(line, state="Running")
+        return Observed(State.RUNNING)
+
+    def _incomplete(self, step: Step, line: Line, child: Child) -> Observed:
+        """Not all of its Pods are there, and they had time: what they wait for, and what they met before."""
+        self.found.again.append(self.work.settings.poll_seconds)
+        line = replace(line, state="Running")
+        pods = self.look("pods", child.name)
+        if pods is UNKNOWN:
+            return self._unknown(line)
+        line, most = line.counting(*met(pods)), self.work.run.spec.retries.disruption
+        if any(pod.disruptions > most for pod in pods):
+            self.found.delete.append(child)
+            told = f"its Pods were taken away more than {most} times, and no more is allowed"
+            return self._fail(replace(line, ended=child.uid), None, told)
+        own = before_this(pods) if step.stage != "fuse" else ""  # a training is tried by the operator alone
+        if sentence := stuck(pods) or ("" if pods else self._no_pods(child)) or own:
+            self.found.problems[step.name] = self.found.waits[step.name] = sentence
+        self.found.lines[step.name] = line
         return Observed(State.RUNNING)
 
     def _queued(self, step: Step, line: Line, child: Child) -> Observed:
@@ -211,14 +231,6 @@ class Scanner(Attempts):
         self.found.again.append(self.work.settings.poll_seconds)
         self.found.problems[line.name] = sentence
         return self._hold(line, sentence)
-
-    def _look_at_pods(self, name: str, child: Child) -> None:
-        self.found.again.append(self.work.settings.poll_seconds)
-        pods = self.look("pods", child.name)
-        if pods is UNKNOWN:
-            return
-        if sentence := stuck(pods) or ("" if pods else self._no_pods(child)):
-            self.found.problems[name] = self.found.waits[name] = sentence
 
     def _no_pods(self, child: Child) -> str:
         """Why its controller could make no Pod: a quota, a policy, a name that does not exist."""

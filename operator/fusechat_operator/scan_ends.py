@@ -12,7 +12,7 @@ from fusechat.plan import Step
 from fusechat.progress import Observed, State
 
 from fusechat_operator.causes import Cause, cause, train_together
-from fusechat_operator.children import Child, failed_pods
+from fusechat_operator.children import Child, failed_pods, met
 from fusechat_operator.facts import UNKNOWN
 from fusechat_operator.memory import Line
 from fusechat_operator.scan_lines import Lines
@@ -33,7 +33,8 @@ class Attempts(Lines):
         if why is None:
             return self._unknown(line)
         self._count_gpu_seconds(child)
-        counted = line.counted(why.kind, child.uid)
+        pods = () if child.phase == "Complete" else self.look("pods", child.name)  # known: why says so
+        counted = line.counting(*met(pods)).counted(why.kind, child.uid)
         if why.exit_code == 66 and not line.replanned:
             return self._replan(step, counted, why)
         if self._is_final(step, child, why):

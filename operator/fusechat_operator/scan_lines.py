@@ -31,6 +31,7 @@ class Scan:
     shared: list[str] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     gpu_seconds: float = 0.0
+    seconds: list[tuple[str, float]] = field(default_factory=list)
     unqueued: bool = False
     stopped: list[str] = field(default_factory=list)
 
@@ -45,7 +46,7 @@ class Lines:
         self.stale: set[str] = set()
 
     def _done(self, step: Step, line: Line, artifact: Artifact) -> Observed:
-        clean = replace(line, ended="", replanned=False)
+        clean = replace(line, ended="", replanned=False, within=(0, 0))
         self.found.lines[step.name] = clean
         if clean.state == "Succeeded":
             self._mark_stale(step, artifact)

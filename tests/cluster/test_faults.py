@@ -158,11 +158,27 @@ def test_trouble_outside_is_tried_again_and_a_bug_is_not(plane, operator, namesp
 
 
 def test_a_job_tries_again_by_itself_after_trouble_outside(plane, operator, namespace):
-    plane.hand.script["extract-s0"] = [Act(exit_code=75), Act()]
+    plane.hand.script["extract-s0"] = [Act(exit_code=75, seconds=10, error="the hub is away"), Act(seconds=3)]
     plane.apply(a_run("own-retry", namespace=namespace))
-    plane.until("own-retry", namespace=namespace)
+
+    def told():
+        return plane.condition("own-retry", "Ready", namespace).get("message", "")
+
+    plane.wait("it says why", lambda: "exit code 75; it is tried again" in told(), 60)
+    status = plane.until("own-retry", namespace=namespace)
     assert Counter(played(plane, namespace))["extract-s0"] == 2
     assert steps_of(plane, "own-retry", namespace).count("extract-s0") == 1, "one Job, two Pods"
+    line = next(line for line in status["steps"] if line["name"] == "extract-s0")
+    assert line["tries"]["infrastructure"] == 1
+
+
+def test_a_job_whose_pods_are_taken_away_again_and_again_ends(plane, operator, namespace):
+    plane.hand.script["extract-s0"] = [Act(exit_code=143)] * 9
+    plane.apply(a_run("hunted", namespace=namespace, retries={"disruption": 1}))
+    plane.until("hunted", "Stalled", namespace=namespace)
+    assert "taken away more than 1 times" in plane.condition("hunted", "Ready", namespace)["message"]
+    assert 2 <= Counter(played(plane, namespace))["extract-s0"] <= 4, "the next one may have begun"
+    assert plane.step("hunted", "extract-s0", namespace)["state"] == "Failed"
 
 
 def test_the_budget_of_trouble_outside_ends(plane, operator, namespace):

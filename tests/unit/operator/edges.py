@@ -160,8 +160,8 @@ def work(engine: Engine, key: tuple[str, str] = KEY) -> float | None:
 
     async def turn() -> float | None:
         loop = asyncio.get_running_loop()
-        engine.agenda._due.pop(key, None)  # its turn has come
+        engine.agenda._plans.pop(key, None)  # its turn has come
         await engine._work(key)
-        return engine.agenda._due[key] - loop.time() if key in engine.agenda._due else None
+        return engine.agenda._plans[key][0] - loop.time() if key in engine.agenda._plans else None
 
     return asyncio.run(turn())

@@ -10,7 +10,7 @@ from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal
 from fusechat_operator.decision import Event
 
-from tests.unit.operator.acts import finish, nothing
+from tests.unit.operator.acts import fails, finish, nothing
 from tests.unit.operator.edges import an_engine, child_key, look, work
 from tests.unit.operator.runs import a_run
 from tests.unit.operator.world import World, begun
@@ -85,12 +85,12 @@ def test_who_waits_for_anothers_child_is_looked_at_when_it_changes(told):
             await engine.look(("team", "run"))
             await engine.look(("team", "other"))
         engine.child_changed(*child_key(world, "fetch-s0"), "run")
-        woken = set(engine.agenda._due)
-        engine.agenda._due.clear()
+        woken = set(engine.agenda._plans)
+        engine.agenda._plans.clear()
         world.remove("other")
         await engine.look(("team", "other"))
         engine.child_changed("team", "no-such-child", "run")
-        return woken, set(engine.agenda._due)
+        return woken, set(engine.agenda._plans)
 
     woken, after = asyncio.run(scene())
     assert woken == {("team", "run"), ("team", "other")}
@@ -139,3 +139,71 @@ def test_what_happened_is_counted(told):
     look(engine)
     assert engine.metrics.created.labels("Job")._value.get() == 5
     assert engine.metrics.events.labels("StepStarted")._value.get() == 1
+
+
+def value(engine, name, **labels):
+    return engine.metrics.registry.get_sample_value(f"fusechat_{name}", labels)
+
+
+def test_a_whole_run_is_counted_by_stage_state_and_end(told):
+    world = World(a_run(sources=1, resources={"extract": {"gpus": 4}}))
+    engine, _ = told(world)
+    seen = set()
+    for _ in range(60):
+        look(engine)
+        seen.add(next((s for s in ("Running", "Waiting") if value(engine, "active_runs", state=s)), ""))
+        for found in world.active():
+            world.now += 100
+            world.play(found)
+        if world.over():
+            break
+    look(engine)
+    assert seen >= {"Running"}
+    assert [value(engine, "active_runs", state=s) for s in ("Running", "Waiting", "Suspended")] == [0, 0, 0]
+    assert value(engine, "runs_ended_total", reason="Succeeded") == 1
+    assert value(engine, "steps_total", stage="extract", state="Succeeded") == 2
+    assert value(engine, "steps_total", stage="merge", state="Succeeded") == 1
+    assert value(engine, "step_seconds_count", stage="extract") == 2
+    assert value(engine, "step_seconds_sum", stage="merge") >= 100
+    assert value(engine, "gpu_seconds_total") == world.status()["gpuSeconds"] > 800
+
+
+def test_hits_and_failures_are_counted_and_a_look_in_vain_is_not(told):
+    world = World(a_run("first", data="x", sources=1))
+    world.drive("first")
+    world.add(a_run("run", data="x", sources=2))
+    world.script = {"extract-s1": [fails(65)]}
+    engine, _ = told(world)
+    for _ in range(20):
+        look(engine)
+        for found in world.active():
+            world.play(found)
+    hits = value(engine, "steps_total", stage="extract", state="Cached")
+    failed = value(engine, "steps_total", stage="extract", state="Failed")
+    assert (hits, failed) == (2, 1)
+    assert value(engine, "runs_ended_total", reason="StepFailed") == 1
+
+
+def test_a_suspended_run_is_counted_as_such(told):
+    world = World(a_run(suspend=True))
+    engine, _ = told(world)
+    look(engine)
+    assert value(engine, "active_runs", state="Suspended") == 1
+    world.remove("run")
+    look(engine)
+    assert value(engine, "active_runs", state="Suspended") == 0
+
+
+def test_a_run_that_rests_is_not_asked_for(told):
+    world = World(a_run(sources=1))
+    world.drive()
+    engine, _ = told(world)
+
+    async def wakes(found):
+        engine.run_changed("team", "run", found)
+        return ("team", "run") in engine.agenda._plans
+
+    assert not asyncio.run(wakes(world.runs["run"]))
+    assert asyncio.run(wakes(None)), "it is gone, and is to be forgotten"
+    world.edit(suspend=True)
+    assert asyncio.run(wakes(world.runs["run"]))

@@ -1,0 +1,90 @@
+"""A run that rests is one that reconcile would do nothing about: the one is asked of the other."""
+
+from __future__ import annotations
+
+import pytest
+from fusechat_operator import naming
+from fusechat_operator.decision import Decision
+from fusechat_operator.rest import rests
+
+from tests.unit.operator.acts import fails
+from tests.unit.operator.runs import a_run
+from tests.unit.operator.world import World, begun
+
+
+def ended(*, failed: bool = False, launcher: str = "Job") -> World:
+    world = World(a_run(launcher=launcher))
+    world.script = {"merge": [fails(65)]} if failed else {}
+    world.drive()
+    return world
+
+
+def deleted() -> World:
+    world = begun("merge")
+    world.runs["run"]["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    return world
+
+
+def retried() -> World:
+    world = ended(failed=True)
+    world.retry()
+    return world
+
+
+def tried_again_in_vain() -> World:
+    world = retried()
+    world.script = {"merge": [fails(65)]}
+    world.drive()
+    return world
+
+
+def edited() -> World:
+    world = ended()
+    world.edit(ttl="2h")
+    return world
+
+
+def unplannable() -> World:
+    run = a_run()
+    run["spec"]["storage"] = {"uri": "file:///somewhere"}
+    world = World(run)
+    world.settle()
+    return world
+
+
+RESTING = {
+    "succeeded": ended,
+    "failed": lambda: ended(failed=True),
+    "failed, and again after a retry": tried_again_in_vain,
+    "deleted": deleted,
+}
+BUSY = {
+    "new": lambda: World(a_run()),
+    "running": lambda: begun("fuse-s0"),
+    "edited": edited,
+    "retried": retried,
+    "suspended": lambda: World(a_run(suspend=True)),
+    "of TrainJobs": lambda: ended(launcher="TrainJob"),
+    "unplannable, which another operator may plan": unplannable,
+}
+
+
+@pytest.mark.parametrize("case", RESTING)
+def test_nothing_would_be_done_about_a_run_that_rests(case):
+    world = RESTING[case]()
+    assert rests(world.runs["run"])
+    world.asked.clear()
+    assert world.decide() == Decision()
+    assert not world.asked
+
+
+@pytest.mark.parametrize("case", BUSY)
+def test_a_run_about_which_something_may_be_done_does_not_rest(case):
+    assert not rests(BUSY[case]().runs["run"])
+
+
+def test_a_note_of_somebody_else_wakes_nobody():
+    world = ended()
+    world.runs["run"]["metadata"]["annotations"]["example.org/team"] = "x"
+    assert naming.RETRY_AT not in world.runs["run"]["metadata"]["annotations"]
+    assert rests(world.runs["run"])
