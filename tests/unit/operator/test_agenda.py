@@ -189,3 +189,62 @@ def test_no_worker_sleeps_through_what_came_while_it_lay_down():
             each.cancel()
 
     run(scene)
+
+
+def test_news_goes_before_polls_that_can_wait_but_not_for_ever():
+    async def scene(agenda: Agenda) -> None:
+        done: list[Hashable] = []
+
+        async def work(key: Hashable) -> None:
+            done.append(key)
+            if len(done) < 9:
+                agenda.add(f"news-{len(done)}")  # there is always more of it
+            await asyncio.sleep(SOON)
+
+        for key in ("poll-1", "poll-2"):
+            agenda.add(key, 0.001, slack=5 * SOON)
+        await asyncio.sleep(0.002)
+        agenda.add("news-0")
+        await worked(agenda, work, 1, 0.2)
+        assert done[0] == "news-0"
+        assert 2 < done.index("poll-1") < 9
+        assert sorted(done) == sorted({*done}), "each once"
+        assert agenda.due == 0
+
+    run(scene)
+
+
+def test_news_of_a_key_whose_poll_is_late_is_news():
+    async def scene(agenda: Agenda) -> None:
+        done: list[Hashable] = []
+
+        async def work(key: Hashable) -> None:
+            done.append(key)
+
+        for key in "abc":
+            agenda.add(key, 0.001, slack=10)
+        await asyncio.sleep(0.002)
+        agenda.add("c")
+        agenda.add("c", 100, slack=0)
+        await worked(agenda, work, 1, 0.02)
+        assert done == ["c", "a", "b"]
+        assert len(agenda) == 0
+
+    run(scene)
+
+
+def test_how_many_are_due_is_told():
+    async def scene(agenda: Agenda) -> None:
+        async def work(key: Hashable) -> None:
+            seen.append(agenda.due)
+
+        seen: list[int] = []
+        agenda.add("far", 1000)
+        for key in range(3):
+            agenda.add(key)
+            agenda.add(key, 500)
+        assert (agenda.due, len(agenda)) == (3, 4)
+        await worked(agenda, work, 1, 0.02)
+        assert seen == [2, 1, 0]
+
+    run(scene)
