@@ -18,6 +18,10 @@ from fusechat_operator.health import Heartbeat
 from fusechat_operator.settings import Settings
 
 
+CHUNK = 200
+"""Objects of a list that are in memory at once: all of 3,000 runs took 300 MB more."""
+
+
 def registry(engine: Engine, heartbeat: Heartbeat) -> kopf.OperatorRegistry:
     """Handlers that feed one engine."""
     made = kopf.OperatorRegistry()
@@ -65,7 +69,9 @@ def settings(told: Settings) -> kopf.OperatorSettings:
     made.execution.max_workers = 2
     made.watching.inactivity_timeout = 70.0
     made.watching.connect_timeout = 10.0
-    made.queueing.idle_timeout = 1.0
+    made.watching.chunk_size = CHUNK
+    # A worker that idles holds one of the places: a second each would let a restart see 200 objects a second.
+    made.queueing.idle_timeout = 0.05
     made.queueing.worker_limit = 200
     made.persistence.diffbase_storage = NoDifferences()
     for kind, api in naming.API_VERSIONS.items():
