@@ -17,7 +17,6 @@ from fusechat_operator.engine import Engine
 from fusechat_operator.health import Heartbeat
 from fusechat_operator.settings import Settings
 
-
 CHUNK = 200
 """Objects of a list that are in memory at once: all of 3,000 runs took 300 MB more."""
 
