@@ -201,7 +201,7 @@ def _merge(run: FusionRun, names: list[str]) -> Step:
     params: dict[str, Any] = {"method": merge.method, "profile": run.spec.profile}
     params |= {name: values[name] for name in MERGE_PARAMS[merge.method]}
     inputs = {"base": "fetch-pivot"} | {f"target.{i}": f"fuse-{name}" for i, name in enumerate(names)}
-    runtime = {"labels": names, "run": run.metadata.name, "pivot": run.spec.pivot.name}
+    runtime = {"labels": names, "pivot": run.spec.pivot.name}
     return Step("merge", "merge", params, inputs, runtime=runtime, subject=Subject("Fused", "fused"))
 
 

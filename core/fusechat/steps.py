@@ -16,7 +16,7 @@ VERSIONS: Mapping[str, int] = {
     "align": 1,
     "filter": 1,
     "fuse": 1,
-    "merge": 1,
+    "merge": 2,
     "evaluate": 1,
     "report": 1,
 }

@@ -23,7 +23,7 @@ from fusechat_stages.merge_tensors import INDEX, Place, Weights, index_json
 from fusechat_stages.merge_work import PIVOT, Merger, one_thread_each
 from fusechat_stages.numerics.merge_settings import Settings
 
-VERSION = 1
+VERSION = 2
 
 OWN = ("README.md", "coefficients.json", "training.jsonl", "metrics.json")
 WEIGHT_FILES = (
@@ -45,7 +45,7 @@ def run(params: Mapping[str, Any], inputs: Mapping[str, Input], out: Output) -> 
     roles = [f"target.{i}" for i in range(sum(name.startswith("target.") for name in inputs))]
     settings = Settings.of(params, len(roles))
     labels = tuple(str(label) for label in out.runtime.get("labels") or roles)
-    origin = merge_card.Origin(str(out.runtime.get("run", "")), str(out.runtime.get("pivot", "")), labels)
+    origin = merge_card.Origin(str(out.runtime.get("pivot", "")), labels)
     with ExitStack() as stack:
         models = [Weights(inputs["base"], PIVOT)]
         models += [Weights(inputs[role], label) for role, label in zip(roles, labels, strict=True)]

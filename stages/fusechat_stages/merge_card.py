@@ -18,9 +18,8 @@ LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Origin:
-    """Who was merged: the run, the pivot, and the targets in order, by the names of their sources."""
+    """Who was merged: the pivot, and the targets in order, by the names of their sources."""
 
-    run: str
     pivot: str
     labels: tuple[str, ...]
 
@@ -42,7 +41,8 @@ def coefficients_json(settings: Settings, origin: Origin, coefficients: Coeffici
 
 def card(settings: Settings, origin: Origin, coefficients: Coefficients) -> str:
     """For people: README.md in the Hugging Face hub's form."""
-    title = origin.run or "Fused model"
+    # Not the run's name: all runs that need this model share it.
+    title = f"{origin.pivot or 'A pivot'} fused with {', '.join(origin.labels)}"
     recipe = [f"- {name}: {value}" for name, value in _recipe(settings).items()]
     return "\n".join(
         [

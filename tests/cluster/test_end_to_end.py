@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -16,7 +17,10 @@ from fusechat.store import Store
 from fusechat_operator import memory, naming
 
 from tests.cluster import bench, installed
+from tests.conftest import CHECKOUT
 
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for the node, its images and trained models
+TINY = CHECKOUT / "examples" / "tiny"
 LAPTOP = "s3://fuse/laptop"
 SECONDS = 420.0
 SMALL = {"cpu": "400m", "memory": "2Gi", "gpus": 0}
@@ -32,16 +36,23 @@ def node(node):
 
 
 @pytest.fixture(scope="module")
-def spec(node, tmp_path_factory):
-    """The tiny run, its origins on S3."""
+def example(node):
+    """examples/tiny.yaml for two CPUs and no GPU, its models (trained here, if need be) and data on S3."""
+    subprocess.run([sys.executable, str(TINY / "make_tiny.py")], check=True)
+    there = f"{node.origins}/example"
+    installed.put_folder(TINY / "build", there)
+    return installed.on_cluster(TINY.with_suffix(".yaml"), "file://./tiny/build", there)["spec"]
+
+
+@pytest.fixture(scope="module")
+def small(node, tmp_path_factory):
+    """A run of models that learned nothing, its origins on S3."""
     return {**bench.put_tiny(node, tmp_path_factory.mktemp("tiny")), "resources": RESOURCES}
 
 
-def apply(node, name, spec):
-    namespace = node.namespace()
+def apply(node, name, namespace, spec):
     meta = {"name": name, "namespace": namespace}
     node.apply({"apiVersion": "fusechat.io/v1alpha1", "kind": "FusionRun", "metadata": meta, "spec": spec})
-    return namespace
 
 
 def succeeded(node, name, namespace):
@@ -69,33 +80,64 @@ def on_a_laptop(spec, store, folder, name="small"):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@contextmanager
+def looking(node, namespace, path):
+    """`kubectl get fusionruns -w`, as people watch; what it prints goes to a file."""
+    words = ["kubectl", "--kubeconfig", node.kubeconfig, "get", "fusionruns", "-w", "-n", namespace]
+    with path.open("wb") as log:
+        process = subprocess.Popen(words, stdout=log)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture(scope="module")
-def computed(node, spec):
-    """A run that the cluster computed: (its object, its plan)."""
-    found = succeeded(node, "small", apply(node, "small", spec))
+def computed(node, example, tmp_path_factory):
+    """A run that the cluster computed: (its object, its plan, the lines of `kubectl get fusionruns -w`)."""
+    namespace, watched = node.namespace(), tmp_path_factory.mktemp("watch") / "lines"
+    with looking(node, namespace, watched):
+        apply(node, "tiny", namespace, example)
+        found = succeeded(node, "tiny", namespace)
+        node.wait("the watch saw it", lambda: " True " in watched.read_text(), 30)
     pins = memory.read(found["status"]).pins
-    return found, plan(load(found), pins)
+    return found, plan(load(found), pins), watched.read_text().splitlines()
 
 
-def test_a_run_is_computed_in_containers_and_tells_its_scores(computed, node):
-    found, made = computed
+def test_the_example_is_computed_in_containers_while_one_watches(computed, node):
+    found, made, lines = computed
     status = found["status"]
-    # test_pods has computed the first of them in the same session, on the same store.
-    assert {line["state"] for line in status["steps"]} <= {"Succeeded", "Cached"}
-    assert len(status["scores"]) == len([s for s in made.steps if s.stage == "evaluate"])
+    assert {line["state"] for line in status["steps"]} == {"Succeeded"}
+    namespace = found["metadata"]["namespace"]
+    assert {child["kind"] for child in node.children("tiny", namespace)} == {"Job", "PyTorchJob"}
+    enforced = node.get("namespace", namespace)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert enforced == "restricted"
+    assert lines[0].split() == ["NAME", "READY", "STAGE", "PROGRESS", "CACHED", "SCORE", "AGE"]
+    print("\n".join(lines))
+    stages = {step.stage for step in made.steps}
+    assert len({stage for stage in stages if any(f" {stage}" in line for line in lines)}) > 5
+    assert lines[-1].split()[:3] == ["tiny", "True", f"{len(made.steps)}/{len(made.steps)}"]
+
+
+def test_its_scores_are_those_of_the_artifacts_and_the_fused_model_is_the_best(computed, node):
+    found, made, _ = computed
+    status = found["status"]
+    said = {score["subject"]: score["score"] for score in status["scores"]}
+    evaluations = [step for step in made.steps if step.stage == "evaluate"]
+    measured = [node.store.manifest(str(step.address)).metrics["score"] for step in evaluations]
+    assert len(said) == len(evaluations) == 7
+    assert sorted(said.values()) == sorted(round(score, 4) for score in measured)
+    assert said["Fused"] == max(said.values())
+    assert status["score"] == f"{said['Fused']:.3f}"
     assert status["model"].endswith(str(made.step("merge").address))
     report = Store(node.store.uri).manifest(status["report"].removeprefix(f"{node.store.uri}/"))
     assert "report.html" in {entry.name for entry in report.files}
-    namespace = found["metadata"]["namespace"]
-    kinds = {c["kind"] for c in node.children("small", namespace)}
-    assert kinds == {"Job", "PyTorchJob"}
-    enforced = node.get("namespace", namespace)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert enforced == "restricted"
 
 
-def test_a_laptop_makes_the_same_addresses_and_the_same_bytes(computed, node, spec, tmp_path):
-    _, made = computed
-    on_a_laptop(spec, LAPTOP, tmp_path)
+def test_a_laptop_makes_the_same_addresses_and_the_same_bytes(computed, node, example, tmp_path):
+    _, made, _ = computed
+    on_a_laptop(example, LAPTOP, tmp_path)
     here, there = Store(LAPTOP), node.store
     for step in made.steps:
         ours, theirs = here.manifest(str(step.address)), there.manifest(str(step.address))
@@ -103,11 +145,12 @@ def test_a_laptop_makes_the_same_addresses_and_the_same_bytes(computed, node, sp
         assert {f.name: f.sha256 for f in ours.files} == {f.name: f.sha256 for f in theirs.files}, step.name
 
 
-def test_what_a_laptop_computed_is_cached_on_the_cluster(computed, node, spec, tmp_path, record_property):
-    changed = {**spec, "merge": {"method": "linear"}}
+def test_what_a_laptop_computed_is_cached_on_the_cluster(computed, node, example, tmp_path, record_property):
+    changed = {**example, "merge": {"method": "linear"}}
     on_a_laptop(changed, node.store.uri, tmp_path, "linear")
     begun = time.monotonic()
-    namespace = apply(node, "linear", changed)
+    namespace = node.namespace()
+    apply(node, "linear", namespace, changed)
     found = succeeded(node, "linear", namespace)
     seconds = time.monotonic() - begun
     assert {line["state"] for line in found["status"]["steps"]} == {"Cached"}
@@ -118,13 +161,14 @@ def test_what_a_laptop_computed_is_cached_on_the_cluster(computed, node, spec, t
 
 
 @pytest.mark.parametrize("launcher", ["PyTorchJob", "Job"])
-def test_two_pods_train_one_target_together(computed, node, spec, launcher):
+def test_two_pods_train_one_target_together(node, small, launcher):
     seed = {"PyTorchJob": 101, "Job": 102}[launcher]
-    two = {**spec, "controls": [], "launcher": launcher, "sources": spec["sources"][:1]}
-    two["fuse"] = {**spec["fuse"], "nodes": 2, "seed": seed}
-    two["evaluate"] = {**spec["evaluate"], "subjects": ["Fused"]}
+    two = {**small, "controls": [], "launcher": launcher, "sources": small["sources"][:1]}
+    two["fuse"] = {**small["fuse"], "nodes": 2, "seed": seed}
+    two["evaluate"] = {**small["evaluate"], "subjects": ["Fused"]}
     name = f"two-{launcher.lower()}"
-    namespace = apply(node, name, two)
+    namespace = node.namespace()
+    apply(node, name, namespace, two)
     found = succeeded(node, name, namespace)
     (child,) = [c for c in node.children(name, namespace) if c["metadata"]["labels"][naming.STAGE] == "fuse"]
     assert child["kind"] == launcher

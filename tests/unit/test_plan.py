@@ -37,6 +37,12 @@ def moved(change):
     return {name for name in before.keys() & after.keys() if before[name] != after[name]}
 
 
+def test_what_a_step_is_given_does_not_tell_whose_run_it_is():
+    """Runs share steps: the bytes of one must not depend on which of them made it."""
+    other = {**BASE, "metadata": {"name": "other", "namespace": "elsewhere", "uid": "u2"}}
+    assert plan(load(other)).steps == plan(load(BASE)).steps
+
+
 def test_steps_come_after_their_inputs_and_have_names_and_addresses_of_their_own():
     made = plan(load(BASE))
     seen = set()

@@ -11,29 +11,32 @@ from tests.unit.operator.runs import a_run
 from tests.unit.operator.world import World, begun
 
 
+NOW = module.VERSIONS["merge"]
+
+
 def newer(monkeypatch, **versions):
     monkeypatch.setattr(module, "VERSIONS", {**module.VERSIONS, **versions})
 
 
 def test_another_operator_whose_stages_differ_stops_and_a_retry_plans_anew(monkeypatch):
     world = begun("fuse-s0")
-    newer(monkeypatch, merge=2)
+    newer(monkeypatch, merge=NOW + 1)
     world.settle()
     stalled = world.condition("Stalled")
     assert stalled["reason"] == "PlanChanged"
     assert "set the annotation fusechat.io/retry-at" in stalled["message"]
-    assert (world.status()["plan"]["versions"]["merge"], world.deleted) == (1, []), "nothing is lost"
+    assert (world.status()["plan"]["versions"]["merge"], world.deleted) == (NOW, []), "nothing is lost"
     world.script.clear()
     world.retry()
     status = world.drive()
-    assert status["plan"]["versions"]["merge"] == 2
+    assert status["plan"]["versions"]["merge"] == NOW + 1
     assert world.attempts("fuse-s0") == 1
 
 
 def test_another_operator_leaves_what_has_ended_alone(monkeypatch):
     world = World(a_run())
     world.drive()
-    newer(monkeypatch, merge=2)
+    newer(monkeypatch, merge=NOW + 1)
     world.settle()
     assert world.condition("Ready")["status"] == "True"
 
