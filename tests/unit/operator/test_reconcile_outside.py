@@ -10,7 +10,6 @@ from tests.unit.operator.acts import finish, step_of
 from tests.unit.operator.runs import a_run
 from tests.unit.operator.world import World, begun
 
-
 NOW = module.VERSIONS["merge"]
 
 
