@@ -64,8 +64,10 @@ def render(
 ) -> dict[str, Any]:
     """The whole status, without what is nothing."""
     lines = list(scan.lines.values())
-    done = sum(line.done for line in lines)
-    cached = sum(line.state == "Cached" for line in lines)
+    # The report is made of what is done: counted, it would make a run of 23 steps stand at 23 of 24.
+    counted = [line for line in lines if line.name != "report"]
+    done = sum(line.done for line in counted)
+    cached = sum(line.state == "Cached" for line in counted)
     active = [step for step in work.plan.steps if scan.lines[step.name].state == "Running"]
     ended = verdict.state in ("Succeeded", "Stalled")
     results = ("scores", "model", "report") if verdict.state != "Succeeded" else ()
@@ -74,8 +76,8 @@ def render(
         "observedGeneration": generation(work),
         "conditions": conditions(memory, verdict, generation(work), extras.unpinned, now),
         "stage": ", ".join(dict.fromkeys(step.stage for step in active))[:64] or None,
-        "progress": f"{done}/{len(lines)}",
-        "cached": f"{cached}/{len(lines)}",
+        "progress": f"{done}/{len(counted)}",
+        "cached": f"{cached}/{len(counted)}",
         "steps": [line_json(line, brief=len(lines) > MANY_STEPS) for line in lines],
         "details": _details(work, memory, scan, extras),
         "plan": dict(frozen),

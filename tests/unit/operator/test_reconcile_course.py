@@ -31,6 +31,20 @@ def test_every_step_is_created_once_and_after_its_inputs():
     assert not world.deleted
 
 
+def test_the_steps_of_a_run_are_as_many_while_its_report_is_made():
+    world = World(a_run())
+    seen = set()
+
+    def report_runs():
+        seen.add(world.status().get("progress"))
+        return "report" in world.created
+
+    world.drive(until=report_runs)
+    assert world.line("report")["state"] == "Running"
+    assert (world.status()["progress"], world.status()["cached"]) == ("16/16", "0/16")
+    assert {each.rpartition("/")[2] for each in seen if each} == {"16"}
+
+
 def test_what_may_start_together_is_started_in_one_look():
     world = World(a_run())
     first = world.decide()
