@@ -71,10 +71,11 @@ class Artifacts:
         found = await self._ask(lambda store: store.put_json(key, dict(document)))
         return found if isinstance(found, Trouble) else None
 
-    async def forget(self, address: str) -> None:
+    async def forget(self, address: str) -> Trouble | None:
         """Set a stale artifact aside so that its step can publish again: its manifest and parts go."""
         self._drop(address)
-        await self._ask(lambda store: inquiry.forget(store, address))
+        found = await self._ask(lambda store: inquiry.forget(store, address))
+        return found if isinstance(found, Trouble) else None
 
     def _verified(self, store: Store, address: str) -> Artifact | None:
         manifest = inquiry.verified(store, address)

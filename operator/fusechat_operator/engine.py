@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from fusechat_operator import naming, own_store, probes
+from fusechat_operator import memory, naming, own_store, probes, status
 from fusechat_operator.agenda import Agenda
 from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.cluster import ApiRefusal, Cluster
@@ -21,11 +21,12 @@ from fusechat_operator.decision import Decision, Event, event_object
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
+from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
 from fusechat_operator.own_store import STORE_ASKS, WAITING, OwnStore
 from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, reconcile
 from fusechat_operator.rest import rests
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import timestamp
+from fusechat_operator.status import Verdict, timestamp
 from fusechat_operator.tally import state
 
 log = logging.getLogger("fusechat")
@@ -194,12 +195,8 @@ class Engine:
     ) -> float | None:
         if own and await own.write(decision.documents, decision.forget) is not None:
             return await self._hold(key, found, own)
-        for document, content in decision.documents.items() if own is None else ():
-            if trouble := await self.artifacts.put(document, content):
-                log.warning("%s/%s: %s", *key, trouble.sentence)
-                return self._pause(key)
-        for address in decision.forget if own is None else ():
-            await self.artifacts.forget(address)
+        if own is None and (trouble := await self._store(decision)):
+            return await self._hold_for(key, found, trouble)
         if not await self._create(key, decision):
             return 0.05
         await self._write(key, found, decision)
@@ -216,6 +213,24 @@ class Engine:
             if own.is_over:
                 self._own.pop(key, None)
         return decision.again
+
+    async def _store(self, decision: Decision) -> Trouble | None:
+        """What a decision changes in the default store; what kept it from that."""
+        for document, content in decision.documents.items():
+            if trouble := await self.artifacts.put(document, content):
+                return trouble
+        for address in decision.forget:
+            if trouble := await self.artifacts.forget(address):
+                return trouble
+        return None
+
+    async def _hold_for(self, key: Key, found: dict[str, Any], trouble: Trouble) -> float:
+        """Nothing of a decision is carried out that the store does not take; the status says why."""
+        log.warning("%s/%s: %s", *key, trouble.sentence)
+        verdict = Verdict("Stuck", "StoreUnavailable", trouble.sentence)
+        made = status.held(found, memory.read(found.get("status", {})), verdict, time.time())
+        await self._write(key, found, Decision(status=made))
+        return STORE_PAUSE_SECONDS
 
     async def _create(self, key: Key, decision: Decision) -> bool:
         """Whether the API server took every child; what it refused is remembered for the next look."""

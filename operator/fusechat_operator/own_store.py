@@ -171,11 +171,8 @@ class OwnStore:
     # waiting
 
     def status(self, now: float) -> dict[str, Any] | None:
-        """What the run's status says while nothing can be decided; None: what it said.
-
-        Of a run that has ended only Ready is touched: how it ended is what its next decision begins with.
-        """
-        before, at = self.once.memory, int(self.found["metadata"].get("generation", 1))
+        """What the run's status says while nothing can be decided; None: what it said."""
+        before = self.once.memory
         trouble = self._in_trouble()
         sentence = self._sentence or (trouble.sentence if trouble else "")
         verdict = Verdict("Stuck", "StoreUnavailable", sentence)
@@ -183,13 +180,7 @@ class OwnStore:
             if before.conditions.get("Ready"):
                 return None
             verdict = Verdict("Running", "Progressing", "asking the run's own store what it has")
-        made = status.conditions(before, verdict, at, None, now)
-        told = self.found.get("status", {})
-        if before.conditions.get("Succeeded", {}).get("status") in ("True", "False"):
-            ready = next(condition for condition in made if condition["type"] == "Ready")
-            made = [ready if c["type"] == "Ready" else c for c in told["conditions"]]
-            return {**told, "conditions": made}
-        return {**told, "observedGeneration": at, "conditions": made}
+        return status.held(self.found, before, verdict, now)
 
     @property
     def again(self) -> float:

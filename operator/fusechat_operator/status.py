@@ -108,6 +108,20 @@ def refusal(
     return fit({**found.get("status", {}), "observedGeneration": at, "conditions": told})
 
 
+def held(found: Mapping[str, Any], memory: Memory, verdict: Verdict, now: float) -> dict[str, Any]:
+    """The status of a run of which nothing can be decided, or nothing carried out: what it had, and why.
+
+    Of a run that has ended only Ready is touched: how it ended is what its next decision begins with.
+    """
+    at, told = int(found["metadata"].get("generation", 1)), found.get("status", {})
+    made = conditions(memory, verdict, at, None, now)
+    if memory.conditions.get("Succeeded", {}).get("status") in ("True", "False"):
+        ready = next(condition for condition in made if condition["type"] == "Ready")
+        made = [ready if c["type"] == "Ready" else c for c in told["conditions"]]
+        return fit({**told, "conditions": made})
+    return fit({**told, "observedGeneration": at, "conditions": made})
+
+
 def conditions(
     memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str] | None, now: float
 ) -> list[dict[str, Any]]:

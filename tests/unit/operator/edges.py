@@ -31,6 +31,7 @@ class Edges:
         self.raises: dict[str, list[Exception]] = {}
         self.posted: list[Object] = []
         self.trouble: Trouble | None = None
+        self.cannot_forget: Trouble | None = None
 
     def _do(self, what: str, about: str = "") -> None:
         if waiting := self.raises.get(what):
@@ -110,9 +111,12 @@ class Edges:
         self.world.documents[key] = document
         return None
 
-    async def forget(self, address: str) -> None:
+    async def forget(self, address: str) -> Trouble | None:
+        if self.cannot_forget:
+            return self.cannot_forget
         self._do("forget", address)
         self.world.forget(address)
+        return None
 
     def done(self, *kinds: str) -> list[str]:
         """What was done of these kinds since the last time, in order."""

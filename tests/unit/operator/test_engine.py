@@ -9,6 +9,7 @@ from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal
 from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import Trouble
+from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
 
 from tests.unit.operator.acts import fails, finish, step_of
 from tests.unit.operator.edges import EFFECTS, KEY, an_engine, look, work
@@ -197,9 +198,44 @@ def test_a_reconcile_that_never_stops_asking_is_a_fault(told, monkeypatch):
 def test_documents_that_the_store_does_not_take_keep_everything_else_from_happening(told):
     world = World(a_run())
     engine, edges = told(world)
-    edges.trouble = Trouble("the store is away")
-    assert look(engine) == 1.0
-    assert edges.done(*EFFECTS) == []
+    edges.trouble = Trouble("writing refs/ is refused: 403 AccessDenied")
+    assert look(engine) == STORE_PAUSE_SECONDS
+    assert edges.done(*EFFECTS) == ["status"]
+    ready = world.condition("Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "StoreUnavailable")
+    assert ready["message"] == "writing refs/ is refused: 403 AccessDenied"
+    assert world.condition("Succeeded")["status"] == "Unknown"
+    assert "steps" not in world.status(), "nothing else of the decision is in it"
+    look(engine)
+    assert edges.done(*EFFECTS) == [], "it is said once"
     edges.trouble = None
     look(engine)
     assert edges.done(*EFFECTS)[0] == "document refs"
+    assert world.condition("Ready")["reason"] == "Progressing"
+
+
+def test_an_edit_that_the_store_keeps_waiting_still_knows_how_the_run_ended(told):
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 700
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "DeadlineExceeded"
+    world.edit(ttl="20m")
+    engine, edges = told(world)
+    edges.trouble = Trouble("the store is away")
+    look(engine)
+    assert world.condition("Ready")["reason"] == "StoreUnavailable"
+    edges.trouble = None
+    look(engine)
+    assert world.condition("Ready")["reason"] == "Progressing", "it begins with all of its deadline"
+
+
+def test_a_stale_artifact_that_cannot_be_set_aside_is_not_made_anew(told):
+    """Its new attempt would lose to it, and the stale one pass for what this run made."""
+    world = begun("fuse-s0")
+    engine, edges = told(world)
+    manifests = World(a_run()).decide().create
+    stale = Decision(forget=("fuse/abc",), create=manifests[:1], status={**world.status(), "stage": "new"})
+    edges.cannot_forget = Trouble("deleting fuse/abc is refused: 403 AccessDenied")
+    assert asyncio.run(engine._carry_out(KEY, world.runs["run"], stale)) == STORE_PAUSE_SECONDS
+    assert edges.done(*EFFECTS) == ["status"]
+    assert world.condition("Ready")["message"] == "deleting fuse/abc is refused: 403 AccessDenied"
