@@ -212,7 +212,9 @@ class RunSpec(Base):
         "Auto", description="What starts a training of several pods; Auto takes the first that is installed."
     )
     suspend: bool = Field(False, description="Stop what runs, checkpoint first; false again goes on.")
-    ttl: Duration = Field("10m", description="How long a finished child object is kept after its result.")
+    ttl: Duration = Field(
+        "10m", description="How long a finished child object is kept after its result; at least 1m."
+    )
     deadline: Duration | None = Field(
         None, description="The run fails when it has not ended by then; after suspend it counts anew."
     )

@@ -15,6 +15,10 @@ from typing import Any
 PIN = re.compile(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 RESERVED = ("pivot", "dataset", "exactmatch", "perplexity", "mtbench", "alpacaeval")
 """Names that steps of a plan have for themselves (`fetch-dataset`)."""
+DURATION = r"^([0-9]{1,4}h|[0-9]{1,6}(s|m))+$"
+"""So few digits that neither Python's sum nor CEL's `duration` of at most 32 characters overflows."""
+SHORTEST_TTL, LONGEST = 60, 8760 * 3600
+"""Seconds. A child that is gone before it was looked at says nothing; Kubernetes' seconds are 32 bits."""
 WEIGHTED = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
 
@@ -42,6 +46,17 @@ def broken(model: Any) -> list[str]:
 def is_pinned(revision: str | None) -> bool:
     """A full commit or a content digest names the same bytes for ever; a branch does not."""
     return revision is not None and PIN.fullmatch(revision) is not None
+
+
+def seconds(duration: str) -> int:
+    """`1h30m` -> 5400."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    return sum(int(part[:-1]) * units[part[-1]] for part in re.findall(r"[0-9]+[smh]", duration))
+
+
+def _duration_cel(field: str, bounds: str) -> str:
+    """What is no time at all is told by the field's own rule, and would be an error in `duration`."""
+    return f"!has({field}) || !{field}.matches('{DURATION}') || ({bounds})"
 
 
 def _pinned_place(model: Any) -> bool:
@@ -148,6 +163,25 @@ RULES: tuple[Rule, ...] = (
         "!has(self.merge) || self.merge.method != 'slerp' || self.sources.size() == 2",
         "slerp lies between exactly two targets: name two sources, or take another method",
         lambda spec: spec.merge.method != "slerp" or len(spec.sources) == 2,
+    ),
+    Rule(
+        "TtlFits",
+        "RunSpec",
+        "ttl",
+        _duration_cel(
+            "self.ttl", "duration(self.ttl) >= duration('1m') && duration(self.ttl) <= duration('8760h')"
+        ),
+        "a finished child is kept for at least 1m, so that its end is seen, and at most 8760h (a year): "
+        "name a time between",
+        lambda spec: SHORTEST_TTL <= seconds(spec.ttl) <= LONGEST,
+    ),
+    Rule(
+        "DeadlineFits",
+        "RunSpec",
+        "deadline",
+        _duration_cel("self.deadline", "duration(self.deadline) <= duration('8760h')"),
+        "is more than 8760h (a year): name a shorter time, or leave it out for none",
+        lambda spec: spec.deadline is None or seconds(spec.deadline) <= LONGEST,
     ),
     Rule(
         "MicroBatchFits",

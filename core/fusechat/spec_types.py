@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from fusechat import spec_rules
+from fusechat.spec_rules import DURATION
+from fusechat.spec_rules import seconds as seconds
 
 
 class Base(BaseModel):
@@ -85,7 +87,7 @@ Revision = Annotated[
 ]
 Duration = Annotated[
     str,
-    text(r"^([0-9]{1,6}(s|m|h))+$", "a time such as 30s, 90m or 1h30m", 32),
+    text(DURATION, "a time such as 90s, 90m or 1h30m (at most 8760h)", 32),
 ]
 Quantity = (
     Annotated[int, Field(ge=0, le=10**15)]
@@ -101,18 +103,6 @@ Quantity = (
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-def seconds(duration: str) -> int:
-    """`1h30m` -> 5400."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    total, digits = 0, ""
-    for letter in duration:
-        if letter in units:
-            total, digits = total + int(digits) * units[letter], ""
-        else:
-            digits += letter
-    return total
 
 
 class SecretRef(Base):

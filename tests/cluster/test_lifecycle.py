@@ -246,7 +246,7 @@ def test_a_deadline_ends_the_run_and_its_children(plane, operator, namespace):
 
 
 def test_finished_children_go_after_their_time_and_the_run_stays(plane, operator, namespace):
-    plane.apply(a_run("tidy", namespace=namespace, ttl="3s"))
+    plane.apply(a_run("tidy", namespace=namespace, ttl="1m"))
     plane.until("tidy", namespace=namespace)
-    plane.wait("all children are gone", lambda: not plane.children("tidy", namespace), 30)
+    plane.wait("all children are gone", lambda: not plane.children("tidy", namespace), 100)
     assert plane.status("tidy", namespace)["progress"] == "16/16"

@@ -189,17 +189,17 @@ def test_a_suspended_run_deletes_its_trainjob_and_resumes(plane, operator, names
 
 
 def test_finished_trainjobs_go_after_their_time_also_while_the_run_goes_on(plane, operator, namespace):
-    plane.hand.script["fuse-s1"] = [Act(seconds=15)]
-    plane.apply(a_run("tidy", namespace=namespace, ttl="4s", launcher="TrainJob"))
+    plane.hand.script["fuse-s1"] = [Act(seconds=90)]
+    plane.apply(a_run("tidy", namespace=namespace, ttl="1m", launcher="TrainJob"))
     first = wait_for_trainjob(plane, "tidy", "fuse-s0", namespace)
     plane.wait("it succeeds", lambda: plane.step("tidy", "fuse-s0", namespace).get("state") == "Succeeded")
     assert trainjob(plane, "tidy", "fuse-s0", namespace), "not before its time"
     name = first["metadata"]["name"]
-    plane.wait("it is gone", lambda: plane.get("trainjob", name, namespace) is None, 15)
+    plane.wait("it is gone", lambda: plane.get("trainjob", name, namespace) is None, 80)
     assert plane.step("tidy", "fuse-s1", namespace)["state"] == "Running"
     status = plane.until("tidy", namespace=namespace)
     assert not [line for line in status["steps"] if line.get("tries")]
-    plane.wait("all are gone", lambda: not plane.children("tidy", namespace, "trainjobs,jobs"), 30)
+    plane.wait("all are gone", lambda: not plane.children("tidy", namespace, "trainjobs,jobs"), 100)
     time.sleep(3)
     assert plane.condition("tidy", "Succeeded", namespace)["status"] == "True"
 
