@@ -108,6 +108,9 @@ class FrozenPlan(Base):
     """What a generation's addresses were made of; an upgrade of the operator does not change it."""
 
     generation: Count = Field(description="Generation of the spec.")
+    store: Annotated[str, Field(max_length=2100)] | None = Field(
+        None, description="Store in which it began; of a run's own also the service."
+    )
     pins: tuple[Pin, ...] = Field((), max_length=64, description="Inputs.")
     versions: Annotated[dict[Short, int], Field(max_length=16)] = Field(
         default_factory=dict, description="Version of each stage."

@@ -61,7 +61,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Memory:
-    """`generation` is the one that `lines` and the plan's parts are of; -1 for a run never looked at."""
+    """`generation` is the one that `lines` and the plan's parts are of; -1 for a run never looked at.
+
+    `store`: the identity of the one in which it began; "" where an older operator did not write it down.
+    """
 
     generation: int = -1
     lines: Mapping[str, Line] = field(default_factory=dict)
@@ -76,6 +79,7 @@ class Memory:
     gpu_seconds: float = 0.0
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    store: str = ""
 
     def true(self, condition: str) -> bool:
         return self.conditions.get(condition, {}).get("status") == "True"
@@ -100,6 +104,7 @@ def read(status: Mapping[str, Any]) -> Memory:
         float(status.get("gpuSeconds") or 0.0),
         {c["type"]: c for c in status.get("conditions") or ()},
         {d["name"]: d for d in status.get("details") or ()},
+        plan.get("store", ""),
     )
 
 

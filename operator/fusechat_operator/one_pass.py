@@ -13,10 +13,10 @@ from fusechat.pins import origins, user_pins
 from fusechat.plan import Plan, Step
 from fusechat.spec import seconds
 
-from fusechat_operator import jobs, status
+from fusechat_operator import jobs, naming, status
 from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
-from fusechat_operator.decision import Decision, events
+from fusechat_operator.decision import Decision, Event, events
 from fusechat_operator.facts import Look
 from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line
@@ -61,7 +61,25 @@ class Pass:
         resumed = self.now if held.get("status") == "True" else epoch(held.get("lastTransitionTime")) or 0.0
         return max(epoch(started) or self.now, resumed)
 
+    def _elsewhere(self) -> str:
+        """Why this generation cannot go on in the store that is the run's now; "" where it began there."""
+        began, now = self.memory.store, self.place.identity
+        if self.memory.generation != self.generation or began in ("", now):
+            return ""
+        return (
+            f"the run began in the store {began}, and the cluster's default store makes it {now} now; "
+            "nothing is lost or stopped: set the chart's store back, or set the annotation "
+            f"{naming.RETRY_AT} to stop what runs and begin anew in the new store"
+        )
+
     # decisions
+
+    def _moved(self, sentence: str) -> Decision:
+        """Stalled until an operator with the store of then looks at it, or a person says how to go on."""
+        known = self.before.conditions.get("Stalled", {}).get("reason") == "StoreChanged"
+        event = Event("Warning", "StoreChanged", sentence)
+        held = self._stuck("StoreChanged", sentence, "Stalled")
+        return replace(held, again=None, events=() if known else (event,))
 
     def _asking(self) -> Decision:
         return Decision(asks=frozenset(self.look.asks))

@@ -90,6 +90,8 @@ class _Pass(Ends):
             begun = self._begin(work)
             if begun:
                 return begun
+        elif sentence := self._elsewhere():
+            return self._moved(sentence)
         elif sentence := self._changed(digest):
             return self._end(work, self._remembered(made), Verdict("Stalled", "PlanChanged", sentence))
         if self.run.spec.suspend:
@@ -107,7 +109,8 @@ class _Pass(Ends):
             for name, line in self.memory.lines.items()
         }
         stale = self.memory.versions and dict(self.memory.versions) != dict(VERSIONS)
-        generation = -1 if stale or self._failed_with("PlanChanged") else self.memory.generation
+        anew = stale or self._failed_with("PlanChanged") or self._elsewhere()
+        generation = -1 if anew else self.memory.generation
         self.memory = replace(self.memory, lines=lines, last_retry=retry, generation=generation)
         if self._failed_with("DeadlineExceeded"):
             self.memory = replace(self.memory, started="")
@@ -164,6 +167,7 @@ class _Pass(Ends):
         images = {stage: self.settings.image_of(stage) for stage in STAGES}
         return {
             "generation": self.generation,
+            "store": (old.store if old else "") or self.place.identity,
             "pins": [
                 {"name": n, "pin": pins[n], "asked": asked[n]}
                 for n in sorted(pins)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusechat_operator import naming
 
-RECONSIDERED = ("InvalidSpec", "LauncherMissing")
+RECONSIDERED = ("InvalidSpec", "LauncherMissing", "StoreChanged")
 """Reasons of an end that another operator, or another cluster's state, may see otherwise."""
 
 

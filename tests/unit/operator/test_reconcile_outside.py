@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from fusechat_operator import reconcile as module
+from fusechat_operator.settings import DefaultStore
 
 from tests.unit.operator.acts import finish, step_of
-from tests.unit.operator.runs import a_run
+from tests.unit.operator.runs import SETTINGS, STORE, a_run
 from tests.unit.operator.world import World, begun
 
 NOW = module.VERSIONS["merge"]
@@ -54,6 +56,66 @@ def test_another_operator_with_the_same_plan_goes_on_with_the_images_it_began_wi
     world.edit(merge={"method": "linear"})
     world.drive()
     assert set(world.status()["plan"]["images"].values()) == {"registry.example/stages:2"}
+
+
+def begun_and_moved():
+    """A run at its training when the chart names another default store."""
+    world = begun("fuse-s0")
+    old = world.child_of("fuse-s0")["metadata"]["name"]
+    world.settings = replace(SETTINGS, store=DefaultStore("s3://other/world"))
+    world.artifacts, world.there = {}, world.artifacts
+    world.script.clear()
+    return world, old
+
+
+def test_another_default_store_starts_nothing_and_the_old_one_lets_the_run_go_on():
+    world, _ = begun_and_moved()
+    before, made = world.status(), list(world.created)
+    decision = world.settle()
+    stalled = world.condition("Stalled")
+    assert stalled["reason"] == "StoreChanged"
+    assert f"began in the store {STORE}" in stalled["message"]
+    assert "makes it s3://other/world now" in stalled["message"]
+    assert "set the chart's store back, or set the annotation fusechat.io/retry-at" in stalled["message"]
+    assert (world.created, world.deleted, decision.again) == (made, [], None)
+    assert [reason for _, reason, _ in world.events].count("StoreChanged") == 1
+    assert {**world.status(), "conditions": ()} == {**before, "conditions": ()}
+    world.settings, world.artifacts = SETTINGS, world.there
+    world.drive()
+    assert world.condition("Ready")["status"] == "True"
+    assert world.attempts("fuse-s0") == 1
+    assert "tries" not in world.line("fuse-s0")
+
+
+@pytest.mark.parametrize("asked", ["a retry", "an edit"])
+def test_after_another_default_store_the_run_begins_anew_there_if_a_person_says_so(asked):
+    world, old = begun_and_moved()
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "StoreChanged"
+    world.retry() if asked == "a retry" else world.edit(ttl="20m")
+    world.settle()
+    assert world.deleted == ["fuse-s0"], "the training in the old store is stopped"
+    assert world.status()["plan"]["store"] == "s3://other/world"
+    world.drive()
+    assert world.attempts("fetch-s0") == 2
+    assert world.child_of("fuse-s0")["metadata"]["name"] != old
+    assert not [line for line in world.status()["steps"] if line.get("tries")]
+
+
+def test_a_run_of_an_older_operator_that_wrote_no_store_down_goes_on():
+    world = begun("fuse-s0")
+    del world.status()["plan"]["store"]
+    world.settle()
+    assert world.status()["plan"]["store"] == STORE
+    assert world.condition("Ready")["reason"] == "Progressing"
+
+
+def test_a_run_that_has_ended_does_not_mind_another_default_store():
+    world = World(a_run())
+    world.drive()
+    world.settings = replace(SETTINGS, store=DefaultStore("s3://other/world"))
+    world.settle()
+    assert world.condition("Ready")["status"] == "True"
 
 
 def test_a_store_that_is_away_stops_nothing_for_good_and_is_said():
