@@ -192,6 +192,8 @@ class Engine:
     async def _carry_out(
         self, key: Key, found: dict[str, Any], decision: Decision, own: OwnStore | None = None
     ) -> float | None:
+        for child in decision.stop:
+            await self.cluster.delete(key[0], child, whatever=True)
         if own and await own.write(decision.documents, decision.forget) is not None:
             return await self._hold(key, found, own)
         for document, content in decision.documents.items() if own is None else ():

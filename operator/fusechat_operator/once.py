@@ -59,9 +59,7 @@ class Once:
         """Those that were asked for so far."""
         return [made for made, _ in self._plans.values()]
 
-    def plan(
-        self, pins: Mapping[str, str], versions: Mapping[str, int] | None = None
-    ) -> tuple[Plan, str]:
+    def plan(self, pins: Mapping[str, str], versions: Mapping[str, int] | None = None) -> tuple[Plan, str]:
         """The run's plan with those pins for those versions of the stages, and the plan's digest."""
         key = frozenset(pins.items()), frozenset((versions or {}).items())
         if key not in self._plans:
