@@ -50,9 +50,7 @@ def report_step(plan: Plan, nonce: str) -> Step:
     return Step("report", "report", params, address=where, runtime=runtime, version=version)
 
 
-def _addressed(
-    steps: Iterator[Step], pins: Mapping[str, str], versions: Mapping[str, int]
-) -> Iterator[Step]:
+def _addressed(steps: Iterator[Step], pins: Mapping[str, str], versions: Mapping[str, int]) -> Iterator[Step]:
     known: dict[str, str | None] = {}
     for step in steps:
         inputs = {role: known[name] for role, name in step.inputs.items()}
