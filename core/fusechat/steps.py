@@ -33,7 +33,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Step:
-    """One node. `inputs` are steps by role; `address` is None while something before it is not pinned."""
+    """One node. `inputs` are steps by role; `address` is None while something before it is not pinned.
+
+    `version` is its stage's, 0 before the plan has said it.
+    """
 
     name: str
     stage: str
@@ -44,15 +47,15 @@ class Step:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     subject: Subject | None = None
     source: str | None = None
-
-    @property
-    def version(self) -> int:
-        return VERSIONS[self.stage]
+    version: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in an order that respects their inputs. `unpinned` names the origins that resolve must pin."""
+    """Steps in an order that respects their inputs. `unpinned` names the origins that resolve must pin.
+
+    `versions`: of the stages that the steps are for.
+    """
 
     run: str
     uid: str
@@ -60,6 +63,7 @@ class Plan:
     profile: str
     steps: tuple[Step, ...]
     unpinned: tuple[str, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=lambda: VERSIONS)
 
     def step(self, name: str) -> Step:
         """The step of that name; KeyError with the names there are."""

@@ -41,6 +41,7 @@ class Child:
     gpus: int = 0
     queue: str = ""
     held: float | None = None
+    template: str = ""
 
     @property
     def since(self) -> float:
@@ -97,6 +98,7 @@ def _common(found: Object) -> dict[str, Any]:
         "gpus": int(annotations.get(naming.GPUS, 0)),
         "queue": meta.get("labels", {}).get(naming.QUEUE, ""),
         "held": _held(found),
+        "template": annotations.get(naming.TEMPLATE, ""),
     }
 
 

@@ -201,12 +201,10 @@ class Cluster:
             if error.reason != "AlreadyExists":
                 raise
 
-    async def delete(self, namespace: str, gone: Child) -> None:
-        """Delete a child with grace, if it is still the one that was looked at."""
-        options = {
-            "propagationPolicy": "Background",
-            "preconditions": {"uid": gone.uid, "resourceVersion": gone.version},
-        }
+    async def delete(self, namespace: str, gone: Child, whatever: bool = False) -> None:
+        """Delete a child with grace, if it is as it was looked at; or `whatever` has become of it."""
+        still = {"uid": gone.uid} if whatever else {"uid": gone.uid, "resourceVersion": gone.version}
+        options = {"propagationPolicy": "Background", "preconditions": still}
         try:
             await self.request("DELETE", f"{_path(gone.kind, namespace)}/{quote(gone.name)}", options)
         except ApiRefusal as error:

@@ -55,12 +55,15 @@ def event_object(event: Event, found: Mapping[str, Any], now: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class Decision:
-    """In the order it is carried out: documents, forget, create, status, keep, delete, events.
+    """In the order it is carried out: stop, documents, forget, create, status, keep, delete, events.
 
-    `keep` are failed children that the cluster must not clear away; `again` is in seconds.
+    `stop` are children that must go whatever has become of them since: before the status, which may say that
+    nothing more is to be done; `delete` go only as they were looked at. `keep` are failed children that the
+    cluster must not clear away; `again` is in seconds.
     """
 
     asks: frozenset[Ask] = frozenset()
+    stop: tuple[Child, ...] = ()
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     forget: tuple[str, ...] = ()
     create: tuple[Mapping[str, Any], ...] = ()

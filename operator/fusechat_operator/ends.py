@@ -5,7 +5,7 @@ A layer of reconcile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from fusechat_operator.status import Verdict
 
 class Ends(Pass):
     """A pass that can end its run."""
+
+    halted: Sequence[Child] = ()
 
     def _finish(self, work: jobs.Work, scan: Scan) -> Decision:
         """All is published: the record, the report, then Succeeded."""
@@ -107,33 +109,37 @@ class Ends(Pass):
             f"the run did not end by its deadline of {self.run.spec.deadline}; raise it, or see what was slow"
         )
 
-    def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
+    def _halt(self) -> bool:
+        """Active children are deleted with grace: fuse saves a checkpoint. False while they are asked for.
+
+        Before anything that a missing launcher, a bad edit or a store that is away could keep from happening.
+        """
         own = self.look("own", self.uid)
         if own is UNKNOWN:
-            return self._asking()
-        scan, _ = self._stopped(work, own)
-        return self._end(work, scan, Verdict("Stalled", "DeadlineExceeded", sentence))
+            return False
+        self.halted = [child for child in own if not status.finished(child)]
+        self.stop += [child for child in self.halted if not child.terminating]
+        return True
+
+    def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
+        return self._end(work, self._stopped(work), Verdict("Stalled", "DeadlineExceeded", sentence))
 
     def _suspend(self, work: jobs.Work) -> Decision:
-        """Active children are deleted with grace: fuse saves a checkpoint. Nothing finished is touched."""
-        own = self.look("own", self.uid)
-        if own is UNKNOWN:
-            return self._asking()
-        scan, active = self._stopped(work, own)
+        """Nothing finished is touched."""
+        scan, active = self._stopped(work), len(self.halted)
         if active:
             scan.again.append(5.0)
         stopping = f"; {active} children are saving and stopping" if active else ""
         message = f"suspended by spec.suspend{stopping}; set it to false to go on"
         return self._decision(work, scan, Verdict("Suspended", "Suspended", message))
 
-    def _stopped(self, work: jobs.Work, own: list[Child]) -> tuple[Scan, int]:
-        """Active children are deleted with grace, and their ends count for nothing; how many there are."""
-        active = {c.name: c for c in own if not status.finished(c)}
-        self.delete += [c for c in active.values() if not c.terminating]
+    def _stopped(self, work: jobs.Work) -> Scan:
+        """The ends of children that were halted count for nothing."""
+        active = {child.name: child for child in self.halted}
         scan = self._remembered(work.plan)
         for step in work.plan.steps:
             child = active.get(jobs.name_of(step, self.place)) if step.address else None
             if child:
                 scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting", ended=child.uid)
                 scan.waits[step.name] = "stopped with its run"
-        return scan, len(active)
+        return scan

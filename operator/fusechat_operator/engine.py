@@ -193,6 +193,8 @@ class Engine:
     async def _carry_out(
         self, key: Key, found: dict[str, Any], decision: Decision, own: OwnStore | None = None
     ) -> float | None:
+        for child in decision.stop:
+            await self.cluster.delete(key[0], child, whatever=True)
         if own and await own.write(decision.documents, decision.forget) is not None:
             return await self._hold(key, found, own)
         if own is None and (trouble := await self._store(decision)):

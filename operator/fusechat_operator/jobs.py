@@ -55,14 +55,31 @@ def build(work: Work, step: Step) -> list[Manifest]:
     """The child, and before it the Service or the TrainingRuntime that it needs, if any."""
     kind = kind_of(step, work.launcher)
     if step.stage != "fuse":
-        return [_job(work, step)]
-    if kind == "PyTorchJob":
-        return [_pytorchjob(work, step)]
-    if kind == "TrainJob":
-        return _trainjob(work, step)
-    nodes = int(step.runtime.get("nodes", 1))
-    job = _fuse_job(work, step, nodes)
-    return [_service(work, step), job] if nodes > 1 else [job]
+        made = [_job(work, step)]
+    elif kind == "PyTorchJob":
+        made = [_pytorchjob(work, step)]
+    elif kind == "TrainJob":
+        made = _trainjob(work, step)
+    else:
+        nodes = int(step.runtime.get("nodes", 1))
+        job = _fuse_job(work, step, nodes)
+        made = [_service(work, step), job] if nodes > 1 else [job]
+    made[-1]["metadata"]["annotations"][naming.TEMPLATE] = _digest(made[-1]["spec"])
+    return made
+
+
+def _digest(spec: Manifest) -> str:
+    """Of all that its Pods are made of: when it is cleared away at its end is none of that."""
+    ttl = "ttlSecondsAfterFinished"
+    kept = {name: value for name, value in spec.items() if name != ttl}
+    if "runPolicy" in kept:
+        kept["runPolicy"] = {name: value for name, value in kept["runPolicy"].items() if name != ttl}
+    return digest(kept)[:16]
+
+
+def template_of(work: Work, step: Step) -> str:
+    """A digest of the spec that the step's child would have now; a child's annotation has that of its own."""
+    return str(build(work, step)[-1]["metadata"]["annotations"][naming.TEMPLATE])
 
 
 def arguments(work: Work, step: Step) -> list[str]:

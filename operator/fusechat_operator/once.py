@@ -23,7 +23,7 @@ class Once:
 
     def __init__(self, found: Mapping[str, Any], store: DefaultStore | None) -> None:
         self.found, self._store = found, store
-        self._plans: dict[tuple[tuple[str, str], ...], tuple[Plan, str]] = {}
+        self._plans: dict[tuple[frozenset[tuple[str, str | int]], ...], tuple[Plan, str]] = {}
 
     @cached_property
     def memory(self) -> Memory:
@@ -59,11 +59,11 @@ class Once:
         """Those that were asked for so far."""
         return [made for made, _ in self._plans.values()]
 
-    def plan(self, pins: Mapping[str, str]) -> tuple[Plan, str]:
-        """The run's plan with those pins, and the plan's digest."""
-        key = tuple(sorted(pins.items()))
+    def plan(self, pins: Mapping[str, str], versions: Mapping[str, int] | None = None) -> tuple[Plan, str]:
+        """The run's plan with those pins for those versions of the stages, and the plan's digest."""
+        key = frozenset(pins.items()), frozenset((versions or {}).items())
         if key not in self._plans:
-            made = plan(self.run, pins)
+            made = plan(self.run, pins, versions)
             self._plans[key] = made, memory.plan_digest(made)
         return self._plans[key]
 

@@ -42,6 +42,7 @@ class Pass:
         self.extras = Extras(unpinned=[name for name in origins(self.run) if name not in pinned])
         self.documents: dict[str, Mapping[str, Any]] = {}
         self.delete: list[Child] = []
+        self.stop: list[Child] = []
         self.frozen: Mapping[str, Any] = {}
 
     def _alone(self, step: Step) -> Plan:
@@ -76,7 +77,7 @@ class Pass:
 
     def _moved(self, sentence: str) -> Decision:
         """Stalled until an operator with the store of then looks at it, or a person says how to go on."""
-        known = self.before.conditions.get("Stalled", {}).get("reason") == "StoreChanged"
+        known = sentence in self.before.conditions.get("Ready", {}).get("message", "")
         event = Event("Warning", "StoreChanged", sentence)
         held = self._stuck("StoreChanged", sentence, "Stalled")
         return replace(held, again=None, events=() if known else (event,))
@@ -90,6 +91,8 @@ class Pass:
     def _stuck(self, reason: str, sentence: str, state: str = "Stuck") -> Decision:
         """Nothing can be decided now; the status keeps what it had."""
         verdict = Verdict(state, reason, sentence)
+        if self.run.spec.suspend:
+            verdict = Verdict("Suspended", "Suspended", f"suspended by spec.suspend; {sentence}")
         made = {
             **self.found.get("status", {}),
             "observedGeneration": self.generation,
@@ -97,7 +100,7 @@ class Pass:
                 self.before, verdict, self.generation, self.extras.unpinned, self.now
             ),
         }
-        return Decision(status=fit(made), again=STORE_PAUSE_SECONDS)
+        return Decision(stop=tuple(self.stop), status=fit(made), again=STORE_PAUSE_SECONDS)
 
     def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
         scan.again = []
@@ -112,6 +115,7 @@ class Pass:
             due = self._clock(made["started"]) + seconds(self.run.spec.deadline)
             again.append(max(0.0, due - self.now) + 1)
         return Decision(
+            stop=tuple({c.uid: c for c in [*self.stop, *scan.stop]}.values()),
             documents=self.documents,
             forget=tuple(scan.forget),
             create=create,

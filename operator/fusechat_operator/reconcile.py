@@ -6,7 +6,7 @@ status is its memory, and from facts. Where a fact is missing it returns the que
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,10 @@ from fusechat_operator.settings import Settings
 from fusechat_operator.status import Verdict
 
 UNLIMITED = 1 << 20
+GONE = "gone"
+"""Stands for the uid of a child that ended unseen: its Pods may be there still."""
+
+_AUTO = "Auto"
 REFUSAL_PAUSE_SECONDS = 15.0
 
 
@@ -43,16 +47,16 @@ def reconcile(
         return Decision()
     once = once or Once(found, settings.store)
     known = once.memory
-    if once.refusal:
-        return _refused(found, known, once.refusal, now)
     if rest.is_over(found):
         return _clear(once, Look(facts), now)
+    if once.refusal:
+        return _refused(found, known, once.refusal, Look(facts), now)
     return _Pass(once, Look(facts), settings, now, rest.retry_at(found)).decide()
 
 
 def _clear(once: Once, look: Look, now: float) -> Decision:
     """What an ended run still has to do: its finished TrainJobs go after the run's ttl."""
-    if rest.rests(once.found):
+    if rest.rests(once.found) or once.refusal:
         return Decision()
     run, known = once.run, once.memory
     made, _ = once.plan(known.pins)
@@ -60,10 +64,17 @@ def _clear(once: Once, look: Look, now: float) -> Decision:
     return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
 
 
-def _refused(found: Mapping[str, Any], known: Memory, sentence: str, now: float) -> Decision:
+def _refused(found: Mapping[str, Any], known: Memory, sentence: str, look: Look, now: float) -> Decision:
+    """What runs goes on to its end, unless the spec says, whatever else it says, that nothing is to run."""
+    stop: tuple[Child, ...] = ()
+    if found["spec"].get("suspend") is True:
+        own = look("own", str(found["metadata"]["uid"]))
+        if own is UNKNOWN:
+            return Decision(asks=frozenset(look.asks))
+        stop = tuple(child for child in own if not status.finished(child) and not child.terminating)
     made = status.refusal(found, known, "InvalidSpec", sentence, now)
     event = Event("Warning", "InvalidSpec", sentence)
-    return Decision(status=made, events=(event,) if not known.true("Stalled") else ())
+    return Decision(stop=stop, status=made, events=(event,) if not known.true("Stalled") else ())
 
 
 class _Pass(Ends):
@@ -76,6 +87,8 @@ class _Pass(Ends):
             self._retry(retry)
 
     def decide(self) -> Decision:
+        if (self.run.spec.suspend or self._deadline()) and not self._halt():
+            return self._asking()
         launcher, missing = self._launcher()
         if missing or not launcher:
             return self._stuck("LauncherMissing", missing, "Stalled") if missing else self._asking()
@@ -83,7 +96,8 @@ class _Pass(Ends):
         pins = self._pins()
         if isinstance(pins, Decision):
             return pins
-        made, digest = self.once.plan(pins)
+        began = self.memory.versions if self.memory.generation == self.generation else None
+        made, digest = self.once.plan(pins, began)
         self.frozen = self._freeze(pins, digest)
         work = jobs.Work(self.found, self.run, made, self._with_images(), self.place, launcher.split()[0])
         if self.memory.generation != self.generation:
@@ -103,15 +117,8 @@ class _Pass(Ends):
     # before the plan
 
     def _retry(self, retry: str) -> None:
-        """Failed steps begin again with full budgets; what they left is cleared away first."""
-        lines = {
-            name: Line(name, "Pending", line.address, ended=line.ended) if line.state == "Failed" else line
-            for name, line in self.memory.lines.items()
-        }
-        stale = self.memory.versions and dict(self.memory.versions) != dict(VERSIONS)
-        anew = stale or self._failed_with("PlanChanged") or self._elsewhere()
-        generation = -1 if anew else self.memory.generation
-        self.memory = replace(self.memory, lines=lines, last_retry=retry, generation=generation)
+        """The run begins anew, as after an edit: with the stages of now, full budgets, and all its hits."""
+        self.memory = replace(self.memory, last_retry=retry, generation=-1)
         if self._failed_with("DeadlineExceeded"):
             self.memory = replace(self.memory, started="")
 
@@ -121,16 +128,19 @@ class _Pass(Ends):
     def _launcher(self) -> tuple[str, str]:
         """(what starts trainings and why, or "" while unknown; what is wrong)."""
         asked = self.run.spec.launcher
-        if self.memory.launcher and self.memory.generation == self.generation:
-            return self.memory.launcher, ""
+        began = self.memory.launcher
+        if began and self.memory.generation == self.generation:
+            return began, ""
         if asked == "Job":
             return "Job (as asked)", ""
         there = self.look("launchers")
         if there is UNKNOWN:
             return "", ""
+        if asked == "Auto" and _AUTO in began and began.split()[0] in there:
+            return began, ""  # what was installed since is for runs that begin
         if asked == "Auto":
             first = next(kind for kind in jobs.LAUNCHERS if kind in there)
-            return f"{first} (Auto: the first that is installed)", ""
+            return f"{first} ({_AUTO}: the first that is installed)", ""
         if asked in there:
             return f"{asked} (as asked)", ""
         return "", (
@@ -152,6 +162,8 @@ class _Pass(Ends):
         self.frozen = self.found.get("status", {}).get("plan") or {}
         if self.run.spec.suspend:
             return self._suspend(work)
+        if late := self._deadline():
+            return self._stop_all(work, late)
         scan = Scanner(work, self.memory, self.look, self.now).scan(one.steps)
         if not self.look.asks and scan.lines[step.name].done:
             known = self.look("metrics", str(step.address))
@@ -159,6 +171,9 @@ class _Pass(Ends):
                 lines = {n: line for n, line in self.memory.lines.items() if n != step.name}
                 self.memory = replace(self.memory, lines=lines)
                 return {**kept, **known.metrics["pins"]}
+        scan.lines |= {
+            n: line for n, line in self.memory.lines.items() if n not in scan.lines
+        }  # of before an edit
         return self._act(work, scan)
 
     def _freeze(self, pins: Mapping[str, str], digest: str) -> dict[str, Any]:
@@ -175,15 +190,18 @@ class _Pass(Ends):
             ],
             "versions": dict(old.versions if old else VERSIONS),
             "images": dict(old.images if old else images),
-            "digest": digest,
+            "digest": old.digest if old else digest,
         }
 
     def _with_images(self) -> Settings:
         return replace(self.settings, images=self.frozen["images"])
 
     def _changed(self, digest: str) -> str:
-        """Why this operator does not plan the run as the one that began it did; "" where it does."""
-        if digest == self.memory.digest and dict(self.memory.versions) == dict(VERSIONS):
+        """Why this operator does not plan the run as the one that began it did; "" where it does.
+
+        With the versions and images that the run began with it mostly does, whatever the stages are now.
+        """
+        if digest == self.memory.digest:
             return ""
         return (
             "this operator plans the run differently from the one that began it; nothing is lost: set the "
@@ -204,15 +222,7 @@ class _Pass(Ends):
         own = self.look("own", self.uid)
         if self.look.asks or self.look.troubles:
             return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
-        names = {jobs.name_of(s, self.place): s.name for s in work.plan.steps if s.name in missing}
-        ended: dict[str, str] = {}
-        report = jobs.name_of(self._report(work), self.place)  # made before this status could be written
-        for child in own:
-            wanted = names.get(child.name)
-            if wanted and child.phase == "Failed":
-                ended[wanted] = child.uid
-            elif not wanted and not child.terminating and _stays(child) and child.name != report:
-                self.delete.append(child)
+        ended = self._obsolete(work, own, missing)
         lines = {
             step.name: Line(step.name, "Pending", ended=ended.get(step.name, ""))
             if step.name in missing
@@ -229,6 +239,33 @@ class _Pass(Ends):
         refs = {"addresses": addresses, "run": work.plan.run, "at": self.now}
         self.documents[f"refs/{self.settings.cluster}/{self.uid}.json"] = refs
         return None
+
+    def _obsolete(self, work: jobs.Work, own: Sequence[Child], missing: Collection[str]) -> dict[str, str]:
+        """Children that the new generation has no use for are stopped; by step, whose Pods must go first."""
+        wanted = {jobs.name_of(s, self.place): s for s in work.plan.steps if s.name in missing}
+        report = jobs.name_of(self._report(work), self.place)  # made before this status could be written
+        before = self.memory.lines.values()
+        ended = {line.name: line.ended for line in before if line.ended}
+        ended |= {
+            line.name: GONE for line in before if line.state in ("Running", "Waiting") and not line.ended
+        }
+        for child in own:
+            step = wanted.get(child.name)
+            if step and (child.phase == "Failed" or child.terminating):
+                ended[step.name] = child.uid
+            elif step and self._never_began_so(work, step, child):
+                ended[step.name] = child.uid
+                self.stop.append(child)
+            elif not step and not child.terminating and _stays(child) and child.name != report:
+                self.stop.append(child)
+        return ended
+
+    def _never_began_so(self, work: jobs.Work, step: Step, child: Child) -> bool:
+        """A child of another kind, or one none of whose Pods runs and that would be made otherwise now."""
+        if child.kind != jobs.kind_of(step, work.launcher):
+            return True
+        waits = child.phase in ("Active", "Waiting") and not child.ready + child.succeeded
+        return waits and bool(child.template) and child.template != jobs.template_of(work, step)
 
     # the plan
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusechat_operator import naming
 
-RECONSIDERED = ("InvalidSpec", "LauncherMissing", "StoreChanged")
+RECONSIDERED = ("InvalidSpec", "LauncherMissing", "PlanChanged", "StoreChanged")
 """Reasons of an end that another operator, or another cluster's state, may see otherwise."""
 
 
@@ -36,4 +36,4 @@ def retry_at(found: Mapping[str, Any]) -> str:
 
 
 def _retry(found: Mapping[str, Any]) -> bool:
-    return retry_at(found) != str(found.get("status", {}).get("lastRetry", ""))
+    return retry_at(found) not in ("", str(found.get("status", {}).get("lastRetry", "")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fusechat.plan import Step
 from fusechat.progress import Observed, State
@@ -52,9 +53,7 @@ class Scanner(Attempts):
             return self._hold(line, "it was made of other bytes than its inputs have now, and is made anew")
         if step.address is None or not self._inputs_are_there(step):
             return self._set(replace(line, state="Failed" if line.state == "Failed" else "Pending"))
-        child = self.look(
-            "child", f"{jobs.kind_of(step, self.work.launcher)}/{jobs.name_of(step, self.work.place)}"
-        )
+        child = self._child(step)
         if child is UNKNOWN:
             return self._unknown(line)
         if child is None:
@@ -66,6 +65,18 @@ class Scanner(Attempts):
             return self._of_another(step, line, child)
         self.found.children[step.name] = child
         return self._own(step, line, child)
+
+    def _child(self, step: Step) -> Any:
+        """The step's child, of whatever kind: another run may train the same by another launcher."""
+        kind, name = jobs.kind_of(step, self.work.launcher), jobs.name_of(step, self.work.place)
+        found = self.look("child", f"{kind}/{name}")
+        if found is not None or step.stage != "fuse":
+            return found
+        there = self.look("launchers")
+        if there is UNKNOWN:
+            return UNKNOWN
+        others = [self.look("child", f"{other}/{name}") for other in there if other != kind]
+        return next((other for other in others if other is not None), None)
 
     def _inputs_are_there(self, step: Step) -> bool:
         return all(self.found.lines[name].done for name in step.inputs.values() if name in self.found.lines)
@@ -93,7 +104,8 @@ class Scanner(Attempts):
             )
         if line.state == "Failed":
             return self._set(line)
-        if line.ended or line.state in ("Running", "Waiting"):
+        # A training's Pods may outlive all that is remembered of them: two would save over each other.
+        if line.ended or line.state in ("Running", "Waiting") or step.stage == "fuse":
             pods = self.look("pods", jobs.name_of(step, self.work.place))
             if pods is UNKNOWN:
                 return self._unknown(line)
@@ -185,7 +197,7 @@ class Scanner(Attempts):
             return self._unknown(line)
         line, most = line.counting(*met(pods)), self.work.run.spec.retries.disruption
         if any(pod.disruptions > most for pod in pods):
-            self.found.delete.append(child)
+            self.found.stop.append(child)
             told = f"its Pods were taken away more than {most} times, and no more is allowed"
             return self._fail(replace(line, ended=child.uid), None, told)
         own = before_this(pods) if step.stage != "fuse" else ""  # a training is tried by the operator alone
@@ -209,7 +221,7 @@ class Scanner(Attempts):
         if told is UNKNOWN:
             return self._unknown(line)
         if sentence := given_up(told, child, age, settle):
-            self.found.delete.append(child)
+            self.found.stop.append(child)
             self.found.unqueued = True
             return self._fail(replace(line, ended=child.uid), None, sentence)
         if not told.seen:

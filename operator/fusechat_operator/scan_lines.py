@@ -26,6 +26,7 @@ class Scan:
     waits: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     delete: list[Child] = field(default_factory=list)
+    stop: list[Child] = field(default_factory=list)
     keep: list[Child] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)

@@ -78,9 +78,9 @@ class Edges:
         self._do("keep", failed.name)
         self.world.keep(failed)
 
-    async def delete(self, namespace: str, gone: Child) -> None:
-        self._do("delete", gone.name)
-        self.world.delete(gone)
+    async def delete(self, namespace: str, gone: Child, whatever: bool = False) -> None:
+        self._do("stop" if whatever else "delete", gone.name)
+        self.world.delete(gone, whatever)
 
     async def post_event(self, found: Object, name: str, event: Mapping[str, Any]) -> None:
         self._do("event", str(event["reason"]))
@@ -143,7 +143,7 @@ def child_key(world: World, step: str) -> tuple[str, str]:
     return ("team", str(world.child_of(step)["metadata"]["name"]))
 
 
-EFFECTS = ("document", "forget", "create", "status", "keep", "delete", "event")
+EFFECTS = ("stop", "document", "forget", "create", "status", "keep", "delete", "event")
 """The order in which a decision is carried out, and in which World does."""
 
 

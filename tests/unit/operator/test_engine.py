@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fusechat_operator.children import child
@@ -29,6 +30,7 @@ def test_a_decision_is_carried_out_in_its_order(told):
     manifests = World(a_run()).decide().create
     there = child(world.child_of("fuse-s0"))
     decision = Decision(
+        stop=(replace(there, uid="another"),),
         documents={"runs/u.json": {}},
         forget=("fuse/abc",),
         create=manifests[:2],

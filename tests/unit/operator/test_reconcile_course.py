@@ -156,7 +156,7 @@ def test_an_edit_in_the_middle_deletes_what_nobody_needs_and_keeps_what_runs_on(
     world.script.clear()
     world.edit(sources=sources[1:])
     decision = world.decide()
-    obsolete = {child.name for child in decision.delete if child.phase == "Active"}
+    obsolete = {child.name for child in decision.stop if child.phase == "Active"}
     assert obsolete == {world.child_of("fuse-s0")["metadata"]["name"]}
     world.carry_out("run", decision)
     assert world.child_of("fuse-s1")["metadata"]["uid"] == kept

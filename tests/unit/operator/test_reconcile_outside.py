@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fusechat import plan as planning
 from fusechat_operator import reconcile as module
+from fusechat_operator import rest
 from fusechat_operator.settings import DefaultStore
 
-from tests.unit.operator.acts import finish, step_of
+from tests.unit.operator.acts import finish, running, step_of
 from tests.unit.operator.runs import SETTINGS, STORE, a_run
 from tests.unit.operator.world import World, begun
 
@@ -16,22 +18,53 @@ NOW = module.VERSIONS["merge"]
 
 
 def newer(monkeypatch, **versions):
-    monkeypatch.setattr(module, "VERSIONS", {**module.VERSIONS, **versions})
+    for each in (module, planning):
+        monkeypatch.setattr(each, "VERSIONS", {**module.VERSIONS, **versions})
 
 
-def test_another_operator_whose_stages_differ_stops_and_a_retry_plans_anew(monkeypatch):
+def images(world):
+    jobs = [found for found in world.children.values() if found["kind"] == "Job"]
+    return {job["spec"]["template"]["spec"]["containers"][0]["image"] for job in jobs}
+
+
+def test_another_operator_goes_on_with_the_stages_that_a_run_began_with(monkeypatch):
     world = begun("fuse-s0")
+    newer(monkeypatch, fuse=9, merge=NOW + 1, report=9)
+    world.settings = replace(world.settings, image="registry.example/stages:2")
+    world.script.clear()
+    status = world.drive()
+    assert world.condition("Succeeded")["status"] == "True"
+    assert {world.told(found).version for found in world.children.values()} <= {1, NOW}
+    assert images(world) == {"registry.example/stages:1"}
+    assert (status["plan"]["versions"]["merge"], world.attempts("fuse-s0")) == (NOW, 1)
+
+
+def test_a_retry_begins_anew_with_the_stages_of_now(monkeypatch):
+    world = begun("fuse-s0")
+    running(world.child_of("fuse-s0"))
     newer(monkeypatch, merge=NOW + 1)
-    world.settle()
-    stalled = world.condition("Stalled")
-    assert stalled["reason"] == "PlanChanged"
-    assert "set the annotation fusechat.io/retry-at" in stalled["message"]
-    assert (world.status()["plan"]["versions"]["merge"], world.deleted) == (NOW, []), "nothing is lost"
+    world.settings = replace(world.settings, image="registry.example/stages:2")
     world.script.clear()
     world.retry()
     status = world.drive()
     assert status["plan"]["versions"]["merge"] == NOW + 1
-    assert world.attempts("fuse-s0") == 1
+    assert set(status["plan"]["images"].values()) == {"registry.example/stages:2"}
+    assert world.attempts("fuse-s0") == 1, "what it was at is as before"
+
+
+def test_a_run_that_another_operator_plans_otherwise_waits_for_a_retry_or_for_the_first_to_come_back():
+    world = begun("fuse-s0")
+    digest = world.status()["plan"]["digest"]
+    world.status()["plan"]["digest"] = "of other code"
+    world.settle()
+    stalled = world.condition("Stalled")
+    assert stalled["reason"] == "PlanChanged"
+    assert "set the annotation fusechat.io/retry-at" in stalled["message"]
+    assert (world.deleted, rest.rests(world.runs["run"])) == ([], False), "nothing is lost"
+    world.script.clear()
+    world.status()["plan"]["digest"] = digest
+    world.drive()
+    assert (world.condition("Succeeded")["status"], world.attempts("fuse-s0")) == ("True", 1)
 
 
 def test_another_operator_leaves_what_has_ended_alone(monkeypatch):
@@ -47,12 +80,7 @@ def test_another_operator_with_the_same_plan_goes_on_with_the_images_it_began_wi
     world.settings = replace(world.settings, image="registry.example/stages:2")
     world.script.clear()
     world.drive()
-    images = {
-        found["spec"]["template"]["spec"]["containers"][0]["image"]
-        for found in world.children.values()
-        if found["kind"] == "Job"
-    }
-    assert images == {"registry.example/stages:1"}
+    assert images(world) == {"registry.example/stages:1"}
     world.edit(merge={"method": "linear"})
     world.drive()
     assert set(world.status()["plan"]["images"].values()) == {"registry.example/stages:2"}
@@ -100,6 +128,20 @@ def test_after_another_default_store_the_run_begins_anew_there_if_a_person_says_
     assert world.attempts("fetch-s0") == 2
     assert world.child_of("fuse-s0")["metadata"]["name"] != old
     assert not [line for line in world.status()["steps"] if line.get("tries")]
+
+
+def test_a_suspended_run_says_once_that_its_store_is_another():
+    world, _ = begun_and_moved()
+    world.settle()
+    world.settings = SETTINGS
+    world.edit(suspend=True)
+    world.settle()
+    world.settings = replace(SETTINGS, store=DefaultStore("s3://other/world"))
+    world.settle()
+    world.now += 60
+    assert world.settle().again is None
+    assert "began in the store" in world.condition("Suspended")["message"]
+    assert [reason for _, reason, _ in world.events].count("StoreChanged") == 2, "once each time"
 
 
 def test_a_run_of_an_older_operator_that_wrote_no_store_down_goes_on():

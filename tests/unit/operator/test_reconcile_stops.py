@@ -17,7 +17,7 @@ def test_nothing_is_created_while_suspended_and_active_children_go_with_grace():
     before = len(world.created)
     world.edit(suspend=True)
     decision = world.turn()
-    assert [child.name for child in decision.delete] == [active["metadata"]["name"]]
+    assert [child.name for child in decision.stop] == [active["metadata"]["name"]]
     assert decision.again is not None
     assert "saving and stopping" in world.condition("Suspended")["message"]
     world.gone(f"PyTorchJob/{active['metadata']['name']}")

@@ -136,11 +136,13 @@ class Things:
         found["spec"].get("runPolicy", {}).pop("ttlSecondsAfterFinished", None)
         self.kept.append(step_of(found))
 
-    def delete(self, gone: Child) -> None:
-        """If it is still the one that was looked at."""
+    def delete(self, gone: Child, whatever: bool = False) -> None:
+        """If it is still as it was looked at, or at least still the one."""
         key = f"{gone.kind}/{gone.name}"
         found = self.children.get(key)
-        if not found or (found["metadata"]["uid"], child(found).version) != (gone.uid, gone.version):
+        if not found or found["metadata"]["uid"] != gone.uid:
+            return
+        if not whatever and child(found).version != gone.version:
             return
         self.deleted.append(step_of(found))
         if self.lingers:

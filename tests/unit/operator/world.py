@@ -133,6 +133,8 @@ class World(Things):
 
     def effects(self, name: str, decision: Decision) -> Iterator[Callable[[], object]]:
         """What a decision does, one at a time; nothing after a refused child."""
+        for each in decision.stop:
+            yield lambda each=each: self.delete(each, whatever=True)
         for key, content in decision.documents.items():
             yield lambda key=key, content=content: self.documents.__setitem__(key, content)
         for address in decision.forget:
