@@ -96,6 +96,7 @@ class Runner:
         self._replanned: set[str] = set()
         self._started = time.time()
         self._hits = Hits(store, server)
+        self._beside: list[Step] = []
         self.observed: dict[str, Observed] = {}
 
     def run(self) -> Outcome:
@@ -130,6 +131,7 @@ class Runner:
         if made.unpinned:
             nonce = f"{self._uid}-{uuid.uuid4()}"
             step = resolve_step(self._run, nonce, made.unpinned)
+            self._beside.append(step)
             self.observed = {step.name: Observed()}
             code, message = self._carry_out(Plan(made.run, made.uid, made.generation, made.profile, (step,)))
             if code:
@@ -148,9 +150,14 @@ class Runner:
         if any(made.step(name).stage in HEAVY for name in missing):
             self._processes.preload()
         self._watcher.planned(made, cached, sorted(missing))
-        refs = {"addresses": sorted({s.address for s in made.steps if s.address}), "run": made.run}
-        self._hits.put(f"refs/local-{socket.gethostname()}/{self._uid}.json", {**refs, "at": time.time()})
+        self._refer(made)
         return made
+
+    def _refer(self, made: Plan) -> None:
+        """What gc must leave: the plan's artifacts, and those of this run alone."""
+        addresses = sorted({s.address for s in (*made.steps, *self._beside) if s.address})
+        refs = {"addresses": addresses, "run": made.run, "at": time.time()}
+        self._hits.put(f"refs/local-{socket.gethostname()}/{self._uid}.json", refs)
 
     def _carry_out(self, made: Plan) -> tuple[int, str]:
         gates = gates_of(self._run)
@@ -291,6 +298,8 @@ class Runner:
     def _report(self, made: Plan) -> Path | None:
         self._hits.put(f"runs/{made.uid}.json", self.record(made))
         step = report_step(made, f"{self._uid}-{uuid.uuid4()}")
+        self._beside.append(step)
+        self._refer(made)
         kept = self.observed
         self.observed = {step.name: Observed()}
         code, message = self._carry_out(replace(made, steps=(step,)))

@@ -55,16 +55,18 @@ def event_object(event: Event, found: Mapping[str, Any], now: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class Decision:
-    """In the order it is carried out: stop, documents, forget, create, status, keep, delete, events.
+    """In the order it is carried out: stop, documents, notes, forget, create, status, keep, delete, events.
 
     `stop` are children that must go whatever has become of them since: before the status, which may say that
-    nothing more is to be done; `delete` go only as they were looked at. `keep` are failed children that the
+    nothing more is to be done, and before any question of the same decision is answered; `delete` go only as
+    they were looked at. `notes` are documents that nothing waits for. `keep` are failed children that the
     cluster must not clear away; `again` is in seconds.
     """
 
     asks: frozenset[Ask] = frozenset()
     stop: tuple[Child, ...] = ()
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     forget: tuple[str, ...] = ()
     create: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] | None = None

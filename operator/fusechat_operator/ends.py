@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fusechat.plan import Step, report_step
-from fusechat.progress import State
+from fusechat.progress import Observed, State
 from fusechat.record import record
 from fusechat.spec import seconds
 
@@ -19,6 +19,7 @@ from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import UNKNOWN, Artifact
+from fusechat_operator.memory import Line
 from fusechat_operator.one_pass import Pass
 from fusechat_operator.scan import Scanner
 from fusechat_operator.scan_lines import Scan
@@ -29,6 +30,8 @@ class Ends(Pass):
     """A pass that can end its run."""
 
     halted: Sequence[Child] = ()
+    resolve: str | None = None
+    """Address of the step that answered what the spec leaves open, if this pass asked it."""
 
     def _finish(self, work: jobs.Work, scan: Scan) -> Decision:
         """All is published: the record, the report, then Succeeded."""
@@ -53,8 +56,10 @@ class Ends(Pass):
             return self._end(work, scan, Verdict("Succeeded", "Succeeded", self._headline(work, scan) + note))
         create: tuple[Mapping[str, Any], ...] = ()
         if side.observed[step.name].state is State.PENDING:
-            if not self._write_record(work, scan, known):
+            told = self._record(work, scan, known)
+            if self.look.asks:
                 return self._asking()
+            self.documents[f"runs/{self.uid}.json"] = told
             create, line = tuple(jobs.build(alone, step)), self._begun(line)
         scan.lines[step.name] = line
         scan.waits |= side.waits
@@ -67,26 +72,44 @@ class Ends(Pass):
     def _report(self, work: jobs.Work) -> Step:
         return report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")
 
-    def _write_record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> bool:
-        """`runs/<uid>.json`, which the report is made of; False while its facts are being asked for."""
+    def _refer(self, work: jobs.Work) -> None:
+        """`refs/<cluster>/<uid>.json`: what gc must leave as long as the run is there, its page too."""
+        found = [*(step.address for step in work.plan.steps), self._report(work).address, self.resolve]
+        addresses = sorted({address for address in found if address})
+        refs = {"addresses": addresses, "run": work.plan.run, "at": self.now}
+        self.documents[f"refs/{self.settings.cluster}/{self.uid}.json"] = refs
+
+    def _end(self, work: jobs.Work, scan: Scan, verdict: Verdict) -> Decision:
+        """A run that fails leaves its record too."""
+        if verdict.state == "Stalled" and self._can_tell(verdict.reason):
+            done = [s for s in work.plan.steps if scan.lines[s.name].done]
+            known = {s.name: self.look("metrics", str(s.address)) for s in done}
+            told = self._record(work, scan, known)
+            if self.look.asks:
+                return self._asking()
+            self.notes[f"runs/{self.uid}.json"] = told
+        return super()._end(work, scan, verdict)
+
+    def _can_tell(self, reason: str) -> bool:
+        """Lines of another plan tell nothing; a run's own store may never answer, and a deadline is now."""
+        return reason != "PlanChanged" and not (reason == "DeadlineExceeded" and self.place.own)
+
+    def _record(self, work: jobs.Work, scan: Scan, known: Mapping[str, Any]) -> dict[str, Any]:
+        """`runs/<uid>.json`, which the report is made of, with what the store tells so far."""
         times: dict[str, float] = {}
         counts: dict[str, int] = {}
         for step in work.plan.steps:
-            if scan.lines[step.name].state != "Succeeded":
+            if scan.lines[step.name].state not in ("Succeeded", "Failed"):
                 continue
             found = self.look("attempts", str(step.address))
             for attempt in found if isinstance(found, list | tuple) else ():
                 spent = (epoch(attempt.get("ended")) or 0.0) - (epoch(attempt.get("started")) or 0.0)
                 times[step.name] = times.get(step.name, 0.0) + max(0.0, spent)
                 counts[step.name] = counts.get(step.name, 0) + 1
-        if self.look.asks:
-            return False
         started = epoch(self.memory.started) or self.now
         manifests = {name: a for name, a in known.items() if isinstance(a, Artifact)}
-        self.documents[f"runs/{self.uid}.json"] = record(
-            work.plan, scan.observed, manifests, times, counts, started, self.now
-        )
-        return True
+        seen = {name: _seen(line) for name, line in scan.lines.items()} | scan.observed
+        return record(work.plan, seen, manifests, times, counts, started, self.now)
 
     def _headline(self, work: jobs.Work, scan: Scan) -> str:
         cached = sum(line.state == "Cached" for line in scan.lines.values() if line.name != "report")
@@ -143,3 +166,8 @@ class Ends(Pass):
                 scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting", ended=child.uid)
                 scan.waits[step.name] = "stopped with its run"
         return scan
+
+
+def _seen(line: Line) -> Observed:
+    """A step of which this pass knows no more than its line."""
+    return Observed(State.PENDING if line.state == "Waiting" else State(line.state))

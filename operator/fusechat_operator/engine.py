@@ -11,6 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fusechat_operator import memory, naming, own_store, probes, status
@@ -113,10 +114,14 @@ class Engine:
         facts: dict[Ask, Any] = {}
         once = Once(found, self.settings.store)
         own = await self._own_store(key, found, once)
+        stopped: set[str] = set()
         for _ in range(ROUNDS):
             decision = reconcile(found, facts, self.settings, time.time(), once)
+            decision = replace(decision, stop=tuple(c for c in decision.stop if c.uid not in stopped))
             if not decision.asks:
                 return await self._carry_out(key, found, decision, own)
+            await self._stop(key, decision)  # before the store is asked, which may never answer
+            stopped |= {child.uid for child in decision.stop}
             asks = list(decision.asks)
             answers = await asyncio.gather(*(self._answer(key, ask, facts, own) for ask in asks))
             if own and any(answer is WAITING for answer in answers):
@@ -124,6 +129,10 @@ class Engine:
                 return await self._hold(key, found, own)
             facts.update(zip(asks, answers, strict=True))
         raise RuntimeError(f"reconcile still asks after {ROUNDS} rounds: {sorted(decision.asks)[:3]}")
+
+    async def _stop(self, key: Key, decision: Decision) -> None:
+        for child in decision.stop:
+            await self.cluster.delete(key[0], child, whatever=True)
 
     async def _own_store(self, key: Key, found: dict[str, Any], once: Once) -> OwnStore | None:
         """The store that a run names, if it is not the default one."""
@@ -193,9 +202,9 @@ class Engine:
     async def _carry_out(
         self, key: Key, found: dict[str, Any], decision: Decision, own: OwnStore | None = None
     ) -> float | None:
-        for child in decision.stop:
-            await self.cluster.delete(key[0], child, whatever=True)
-        if own and await own.write(decision.documents, decision.forget) is not None:
+        await self._stop(key, decision)
+        documents = {**decision.documents, **decision.notes}
+        if own and await own.write(documents, decision.forget) is not None:
             return await self._hold(key, found, own)
         if own is None and (trouble := await self._store(decision)):
             return await self._hold_for(key, found, trouble)
@@ -221,6 +230,9 @@ class Engine:
         for document, content in decision.documents.items():
             if trouble := await self.artifacts.put(document, content):
                 return trouble
+        for document, content in decision.notes.items():
+            if trouble := await self.artifacts.put(document, content):
+                log.warning("%s is not written: %s", document, trouble.sentence)
         for address in decision.forget:
             if trouble := await self.artifacts.forget(address):
                 return trouble

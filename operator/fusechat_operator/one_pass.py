@@ -41,6 +41,7 @@ class Pass:
         pinned = user_pins(self.run)
         self.extras = Extras(unpinned=[name for name in origins(self.run) if name not in pinned])
         self.documents: dict[str, Mapping[str, Any]] = {}
+        self.notes: dict[str, Mapping[str, Any]] = {}
         self.delete: list[Child] = []
         self.stop: list[Child] = []
         self.frozen: Mapping[str, Any] = {}
@@ -83,7 +84,7 @@ class Pass:
         return replace(held, again=None, events=() if known else (event,))
 
     def _asking(self) -> Decision:
-        return Decision(asks=frozenset(self.look.asks))
+        return Decision(asks=frozenset(self.look.asks), stop=tuple(self.stop))
 
     def _trouble(self) -> str:
         return self.look.troubles[0].sentence
@@ -117,6 +118,7 @@ class Pass:
         return Decision(
             stop=tuple({c.uid: c for c in [*self.stop, *scan.stop]}.values()),
             documents=self.documents,
+            notes=self.notes,
             forget=tuple(scan.forget),
             create=create,
             status=made,

@@ -157,6 +157,7 @@ class _Pass(Ends):
             return kept
         nonce = "-".join([self.uid, *(asked[name] for name in left), self.memory.last_retry])
         step = resolve_step(self.run, nonce, left)
+        self.resolve = step.address
         run, one = self.run, self._alone(step)
         work = jobs.Work(self.found, run, one, self.settings, self.place)
         self.frozen = self.found.get("status", {}).get("plan") or {}
@@ -235,9 +236,7 @@ class _Pass(Ends):
         self.memory = replace(
             self.memory, lines=lines, generation=self.generation, details={}, started=started
         )
-        addresses = sorted({str(s.address) for s in work.plan.steps if s.address})
-        refs = {"addresses": addresses, "run": work.plan.run, "at": self.now}
-        self.documents[f"refs/{self.settings.cluster}/{self.uid}.json"] = refs
+        self._refer(work)
         return None
 
     def _obsolete(self, work: jobs.Work, own: Sequence[Child], missing: Collection[str]) -> dict[str, str]:

@@ -241,3 +241,29 @@ def test_a_stale_artifact_that_cannot_be_set_aside_is_not_made_anew(told):
     assert asyncio.run(engine._carry_out(KEY, world.runs["run"], stale)) == STORE_PAUSE_SECONDS
     assert edges.done(*EFFECTS) == ["status"]
     assert world.condition("Ready")["message"] == "deleting fuse/abc is refused: 403 AccessDenied"
+
+
+def test_a_record_that_the_store_does_not_take_keeps_no_run_from_its_end(told, caplog):
+    world = begun("fuse-s0")
+    fails(65)(world, world.child_of("fuse-s0"))
+    engine, edges = told(world)
+    edges.trouble = Trouble("writing runs/ is refused: 403 AccessDenied")
+    look(engine)
+    assert world.condition("Stalled")["reason"] == "StepFailed"
+    assert "runs/00000001-0000-4000-8000-000000000000.json is not written: writing runs/" in caplog.text
+
+
+def test_what_must_stop_does_not_wait_for_the_store(told):
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 700
+    engine, edges = told(world)
+
+    async def never(address):
+        assert edges.done("stop") == [f"stop {name}"], "first"
+        raise OSError("the store does not answer")
+
+    name = world.child_of("fuse-s0")["metadata"]["name"]
+    edges.metrics = never
+    with pytest.raises(OSError, match="does not answer"):
+        look(engine)
+    assert world.deleted == ["fuse-s0"]

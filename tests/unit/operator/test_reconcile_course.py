@@ -8,8 +8,8 @@ import pytest
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Ask
 
-from tests.unit.operator.acts import finish, step_of, told
-from tests.unit.operator.runs import a_run
+from tests.unit.operator.acts import fails, finish, step_of, told
+from tests.unit.operator.runs import STORE, a_run
 from tests.unit.operator.world import Crash, World, begun
 
 
@@ -112,7 +112,64 @@ def test_the_references_are_written_before_anything_is_created():
         names.append((set(world.documents) - before[0], len(world.created) - before[1]))
     assert names[0] == ({f"refs/cluster/{world.runs['run']['metadata']['uid']}.json"}, 0)
     (refs,) = world.documents.values()
-    assert refs["addresses"] == sorted(str(step.address) for step in world.plan().steps)
+    named = {str(step.address) for step in world.plan().steps}
+    assert named < set(refs["addresses"])
+    assert {address.partition("/")[0] for address in set(refs["addresses"]) - named} == {"report"}
+
+
+@pytest.mark.parametrize("then", [lambda world: None, World.retry, lambda world: world.edit(ttl="20m")])
+def test_the_references_name_the_page_that_the_status_links_to_and_what_pinned_the_inputs(then):
+    world = World(a_run(pinned=False))
+    world.drive()
+    (refs,) = [d for name, d in world.documents.items() if name.startswith("refs/")]
+    assert len([a for a in refs["addresses"] if a.startswith("resolve/")]) == 1
+    then(world)
+    world.drive()
+    (refs,) = [d for name, d in world.documents.items() if name.startswith("refs/")]
+    assert world.status()["report"].removeprefix(f"{STORE}/") in refs["addresses"]
+
+
+def test_a_failed_run_has_a_record_too():
+    world = World(a_run())
+    world.script = {"fuse-s0": [fails(65, "row 7 is no row")]}
+    times = ("2027-01-15T08:00:00.000Z", "2027-01-15T08:00:30.500Z")
+    for step, code in (("fetch-s0", 0), ("fuse-s0", 65)):
+        attempt = {"exitCode": code, "started": times[0], "ended": times[1]}
+        world.attempts_of[world.address(step)] = [attempt]
+    world.drive()
+    assert world.condition("Stalled")["reason"] == "StepFailed"
+    steps = recorded(world)
+    assert (steps["fetch-s0"]["state"], steps["fetch-s0"]["seconds"]) == ("Succeeded", 30.5)
+    assert (steps["fuse-s0"]["state"], steps["fuse-s0"]["attempts"]) == ("Failed", 1)
+    assert "row 7 is no row" in steps["fuse-s0"]["error"]
+    assert steps["filter-s0"]["metrics"]["keptShare"] == 0.9
+    assert steps["merge"]["state"] == "Pending"
+
+
+def test_a_run_past_its_deadline_has_a_record_of_what_it_did():
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 700
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "DeadlineExceeded"
+    steps = recorded(world)
+    assert (steps["filter-s0"]["state"], steps["filter-s0"]["metrics"]["keptShare"]) == ("Succeeded", 0.9)
+    assert (steps["fuse-s0"]["state"], steps["merge"]["state"]) == ("Pending", "Pending")
+
+
+def test_a_store_that_is_away_does_not_keep_a_run_from_its_deadline():
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 700
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink", "metrics", "progress", "attempts")
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "DeadlineExceeded"
+    assert world.deleted == ["fuse-s0"]
+    assert recorded(world)["filter-s0"]["metrics"] == {}
+
+
+def recorded(world):
+    """The steps of the run's record by name."""
+    (record,) = [d for name, d in world.documents.items() if name.startswith("runs/")]
+    return {step["name"]: step for step in record["steps"]}
 
 
 def test_the_record_is_written_before_the_report_that_is_made_of_it():

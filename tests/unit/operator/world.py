@@ -135,7 +135,7 @@ class World(Things):
         """What a decision does, one at a time; nothing after a refused child."""
         for each in decision.stop:
             yield lambda each=each: self.delete(each, whatever=True)
-        for key, content in decision.documents.items():
+        for key, content in [*decision.documents.items(), *decision.notes.items()]:
             yield lambda key=key, content=content: self.documents.__setitem__(key, content)
         for address in decision.forget:
             yield lambda address=address: self.forget(address)
