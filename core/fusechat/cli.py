@@ -85,8 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     gc = commands.add_parser(
         "gc", help="delete artifacts that no run names and that are older than some days"
     )
-    gc.add_argument("--days", type=float, default=30.0, help="least age in days (default: 30)")
-    gc.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
+    gc.add_argument(
+        "--drop-ref",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a run that is gone: its refs/CLUSTER/UID.json keeps nothing any more, and goes too",
+    )
+    gc_options(gc)
     _store_options(gc)
     gc.set_defaults(command=gc_command, file=None)
     for point in entry_points(group="fusechat.commands"):
@@ -100,6 +106,12 @@ def _add(commands: Any, name: str, command: Callable[[Any], int], text: str) -> 
     _store_options(parser)
     parser.set_defaults(command=command)
     return parser
+
+
+def gc_options(parser: argparse.ArgumentParser) -> None:
+    """What every command has that may delete."""
+    parser.add_argument("--days", type=float, default=30.0, help="least age in days (default: 30)")
+    parser.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
 
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
@@ -181,10 +193,7 @@ def gc_command(told: argparse.Namespace) -> int:
     from fusechat import store_gc
 
     with _store(told, None) as (store, _, _environment):
-        keep = store_gc.references(store)
-        gone = store_gc.gc(store, keep, told.days, delete=told.delete)
-    verb = "deleted" if told.delete else "would delete (say --delete)"
-    print(f"{verb}: {len(gone.artifacts)} artifacts, {len(gone.keys)} objects, {gone.size / 1e6:,.1f} MB")
+        print(store_gc.collect(store, told.drop_ref, told.days, delete=told.delete))
     return 0
 
 

@@ -1,7 +1,7 @@
 """What nobody needs any more, and removing it. The only thing of ours that deletes artifacts.
 
-Called by `fusechat gc`. `garbage` is the pure decision over a listing; `gc` is its effect. Knows the store's
-layout and nothing of runs but that their documents under `refs/` name addresses.
+Called by `fusechat gc` and `fusechat cluster gc`. `garbage` is the pure decision over a listing; `gc` is its
+effect. Knows the store's layout and nothing of runs but that their documents under `refs/` name addresses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from fusechat.address import PATTERN
+from fusechat.errors import UsageError
 from fusechat.store import Object, Store
 from fusechat.store_s3 import explained
 
@@ -30,10 +31,35 @@ class Garbage:
     uploads: tuple[tuple[str, str], ...] = ()
 
 
-def references(store: Store) -> set[str]:
-    """Every address that a document under `refs/` names."""
-    documents = (store.get_json(found.key) for found in store.keys("refs/"))
+def references(store: Store, dropped: Collection[str] = ()) -> set[str]:
+    """Every address that a document under `refs/` names, without the documents of these keys."""
+    documents = (store.get_json(found.key) for found in store.keys("refs/") if found.key not in dropped)
     return {value for document in documents for value in _strings(document) if PATTERN.match(value)}
+
+
+def runs_of(store: Store, cluster: str) -> dict[str, str]:
+    """The uids of a cluster's runs (a laptop's is `local-<host>`) that have references, and those's keys."""
+    found = (each.key for each in store.keys(f"refs/{cluster}/"))
+    return {key.rpartition("/")[2].removesuffix(".json"): key for key in found}
+
+
+def collect(store: Store, dropped: Collection[str], days: float, *, delete: bool) -> str:
+    """What nobody needs once these references are gone; with `delete`, all that is gone. A line that says it.
+
+    UsageError for a reference that is not there: it may be spelled otherwise, and would go on to keep.
+    """
+    there = [found.key for found in store.keys("refs/")] if dropped else []
+    if wrong := sorted(set(dropped) - set(there)):
+        known = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
+        raise UsageError(f"there is no {wrong[0]} in {store.uri}; there are: {known or 'none'}")
+    keep = references(store, dropped)
+    if delete:
+        store.delete(dropped)
+    gone = gc(store, keep, days, delete=delete)
+    verb = "deleted" if delete else "would delete (say --delete)"
+    refs = f"the references of {len(dropped)} run{'s' * (len(dropped) > 1)}, " if dropped else ""
+    count = f"{len(gone.artifacts)} artifacts, {len(gone.keys)} objects, {gone.size / 1e6:,.1f} MB"
+    return f"{verb}: {refs}{count}"
 
 
 def gc(store: Store, keep: Collection[str], older_than_days: float, *, delete: bool = False) -> Garbage:

@@ -1,4 +1,4 @@
-"""`fusechat cluster status | retry | suspend | resume | logs`: a FusionRun on the cluster of the kubeconfig.
+"""`fusechat cluster status | retry | suspend | resume | logs | gc`: FusionRuns on the kubeconfig's cluster.
 
 core finds `add` by the entry point `fusechat.commands`, at every start: the API client is imported
 only when a command needs it. All that is known of a run is in its status, which this prints.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fusechat.cli import gc_options
 from fusechat.errors import Unavailable, UsageError
 
 from fusechat_operator import memory, naming
@@ -35,17 +36,31 @@ def add(commands: Any) -> None:
     _add(under, "resume", _resume, "go on after suspend")
     logs = _add(under, "logs", _logs, "print the logs of a step's Pods that are still there")
     logs.add_argument("step", metavar="STEP", help="name as in `fusechat cluster status`")
+    text = "as `fusechat gc`, and without what only runs need that are no more on this cluster"
+    gc = under.add_parser("gc", help=text, description=text)
+    gc.add_argument(
+        "--store", required=True, help="s3://bucket/prefix: the chart's store.uri, or a run's own"
+    )
+    gc.add_argument("--cluster", required=True, metavar="NAME", help="the chart's clusterName")
+    gc_options(gc)
+    gc.set_defaults(command=lambda told: asyncio.run(_connected(_gc, told)))
 
 
 def _add(under: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = under.add_parser(name, help=text, description=text)
     parser.add_argument("run", metavar="RUN", help="name of the FusionRun")
     parser.add_argument("-n", "--namespace", default="default", help="its namespace (default: default)")
-    parser.set_defaults(command=lambda told: asyncio.run(_connected(command, told)))
+
+    async def of_run(cluster: Cluster, told: argparse.Namespace) -> int:
+        return await command(cluster, told, await _found(cluster, told))
+
+    parser.set_defaults(command=lambda told: asyncio.run(_connected(of_run, told)))
     return parser
 
 
-async def _connected(command: Command, told: argparse.Namespace) -> int:
+async def _connected(
+    command: Callable[[Cluster, argparse.Namespace], Awaitable[int]], told: argparse.Namespace
+) -> int:
     from fusechat_operator.cluster import ApiRefusal, Cluster
 
     try:
@@ -53,7 +68,7 @@ async def _connected(command: Command, told: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
-        return await command(cluster, told, await _found(cluster, told))
+        return await command(cluster, told)
     except ApiRefusal as error:
         raise UsageError(f"the API server refuses: {error}") from error
     except OSError as error:
@@ -117,6 +132,40 @@ async def _logs(cluster: Cluster, told: argparse.Namespace, found: dict[str, Any
         where = details.get(told.step, {}).get("artifact", "its artifact")
         print(f"no Pod of {told.step} is left; the logs of all its attempts lie under {where}/logs/")
     return 0
+
+
+async def _gc(cluster: Cluster, told: argparse.Namespace) -> int:
+    from fusechat import store_gc
+    from fusechat.store import Store
+
+    store = Store(told.store)
+    referred = store_gc.runs_of(store, told.cluster)  # before the runs: one that is made meanwhile is kept
+    there = await _uids(cluster)
+    gone = sorted(key for uid, key in referred.items() if uid not in there)
+    if gone and len(gone) == len(referred):
+        raise UsageError(
+            f"none of the {len(gone)} runs of {told.cluster!r} in {told.store} is on this cluster; is this "
+            "kubeconfig another cluster's? If really all of them are deleted, name each to "
+            f"`fusechat gc --drop-ref {gone[0]}`"
+        )
+    for key in gone:
+        print(f"its run is gone: {key}")
+    print(store_gc.collect(store, gone, told.days, delete=told.delete))
+    return 0
+
+
+async def _uids(cluster: Cluster) -> set[str]:
+    """Of all FusionRuns in all namespaces."""
+    from fusechat_operator.cluster import RUNS
+
+    found: set[str] = set()
+    query = {"limit": "200"}
+    while True:
+        listed = await cluster.request("GET", f"{RUNS}/fusionruns", query=query)
+        found |= {item["metadata"]["uid"] for item in listed["items"]}
+        if not (left := listed["metadata"].get("continue")):
+            return found
+        query = {"limit": "200", "continue": left}
 
 
 def text(found: Mapping[str, Any]) -> str:

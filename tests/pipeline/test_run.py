@@ -56,6 +56,13 @@ def test_every_step_of_the_plan_is_published_at_its_address(first, models):
         assert all(ref.digest == found[ref.address].digest for ref in manifest.inputs.values())
 
 
+def test_the_runs_references_name_all_that_it_made_its_page_too(first):
+    home, _ = first
+    with home.store() as store:
+        (refs,) = [store.get_json(found.key) for found in store.keys("refs/")]
+    assert set(refs["addresses"]) == set(home.manifests())
+
+
 def test_what_the_stages_say_fits_together(first, models):
     home, _ = first
     by_name = {}

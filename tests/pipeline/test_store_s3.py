@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fusechat import store_gc, transfer
-from fusechat.errors import BadData, CorruptInput, MissingInput, TemporaryFailure, Unavailable
+from fusechat.errors import BadData, CorruptInput, MissingInput, TemporaryFailure, Unavailable, UsageError
 from fusechat.store import FileEntry, Part, Store
 
 from tests.s3 import ADDRESS, an_artifact, put
@@ -409,6 +409,26 @@ def test_garbage_is_told_first_and_then_removed(store, tmp_path):
     assert uploads(store) == []
     assert store.verify(kept) == []
     assert store.get_json("refs/here/1.json")
+
+
+def test_what_only_a_run_needs_that_is_gone_goes_with_its_references(store, tmp_path):
+    one, other = (
+        store.publish(replace(made, files=(put(store, "one", "x", b"1", tmp_path, made.address),)))
+        for made in (an_artifact(address="merge/" + letter * 64) for letter in "ab")
+    )
+    store.put_json("refs/west/1.json", {"addresses": [one.address, other.address]})
+    store.put_json("refs/west/2.json", {"addresses": [other.address]})
+    store.put_json("refs/westend/3.json", {"addresses": [other.address]})
+    assert store_gc.runs_of(store, "west") == {"1": "refs/west/1.json", "2": "refs/west/2.json"}
+    told = store_gc.collect(store, ["refs/west/1.json"], 0, delete=False)
+    assert told.startswith("would delete (say --delete): the references of 1 run, 1 artifacts, 2 objects")
+    assert store_gc.references(store) == {one.address, other.address}
+    done = store_gc.collect(store, ["refs/west/1.json"], 0, delete=True)
+    assert done == told.replace("would delete (say --delete)", "deleted")
+    assert keys(store, "refs/") == ["refs/west/2.json", "refs/westend/3.json"]
+    assert (store.manifest(one.address), store.manifest(other.address)) == (None, other)
+    with pytest.raises(UsageError, match=r"no refs/west/1.json in s3://.*; there are: refs/west/2.json, "):
+        store_gc.collect(store, ["refs/west/1.json"], 0, delete=True)
 
 
 # Trouble
