@@ -28,11 +28,14 @@ Object = dict[str, Any]
 
 
 class ApiRefusal(Exception):
-    """The server said no. `status` is HTTP's, `reason` Kubernetes' (AlreadyExists, Conflict, ...)."""
+    """The server said no. `status` is HTTP's, `reason` Kubernetes' (AlreadyExists, Conflict, ...).
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    `again`: in how many seconds it wants to be asked again, 0.0 where it did not say.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, again: float = 0.0) -> None:
         super().__init__(message)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.again = status, reason, again
 
     @property
     def webhook_is_away(self) -> bool:
@@ -123,7 +126,7 @@ class Cluster:
         except aiohttp.ClientError as error:
             raise OSError(f"the API server cannot be reached: {error}") from error
         if not 200 <= answer.status < 300:
-            raise _refusal(answer.status, data)
+            raise _refusal(answer.status, data, answer.getheader("Retry-After", ""))
         return bytes(data)
 
     # runs
@@ -296,9 +299,10 @@ def _what(path: str) -> str:
     return f"{parts[0]}/{parts[2]}" if len(parts) > 2 else parts[0]
 
 
-def _refusal(status: int, data: bytes) -> ApiRefusal:
+def _refusal(status: int, data: bytes, after: str = "") -> ApiRefusal:
+    again = float(after) if after.isascii() and after.isdigit() else 0.0
     try:
         told = json.loads(data)
-        return ApiRefusal(status, str(told.get("reason", "")), str(told.get("message", "")))
+        return ApiRefusal(status, str(told.get("reason", "")), str(told.get("message", "")), again)
     except ValueError:
-        return ApiRefusal(status, "", data[:200].decode(errors="replace"))
+        return ApiRefusal(status, "", data[:200].decode(errors="replace"), again)

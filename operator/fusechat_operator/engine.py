@@ -38,6 +38,10 @@ ROUNDS = 64
 OWN_STORES = 500
 """Stores of runs that are remembered; one more is asked anew."""
 
+LONGEST_PAUSE = 30.0
+CONFLICTS = 2
+"""In a row that are of one moment, as those with another writer are; a third is what the server thinks."""
+
 PROGRESS_SECONDS = 60.0
 FADING = ("percent", "rate", "etaSeconds", "metrics", "lastCheckpoint", "started", "finished", "shards")
 """Fields of details that are not worth a write of their own."""
@@ -86,8 +90,10 @@ class Engine:
             again = await self.look(key)
             self._failures.pop(key, None)
         except ApiRefusal as error:
-            again = 0.05 if error.status == 409 else self._pause(key)
-            if error.status != 409:
+            again = max(self._pause(key), min(error.again, LONGEST_PAUSE))
+            if error.status == 409 and self._failures[key] <= CONFLICTS:
+                again = 0.05  # somebody changed it meanwhile
+            else:
                 log.warning("%s/%s: the API server refuses: %s", *key, error)
         except OSError as error:
             again = self._pause(key)
@@ -103,7 +109,7 @@ class Engine:
 
     def _pause(self, key: Key) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        return float(min(30.0, 0.5 * 2 ** min(count, 8)))
+        return float(min(LONGEST_PAUSE, 0.5 * 2 ** min(count, 8)))
 
     async def look(self, key: Key) -> float | None:
         """One pass over one run; seconds until the next, or None."""
@@ -257,7 +263,8 @@ class Engine:
                 self.metrics.created.labels(manifest["kind"]).inc()
             except ApiRefusal as error:
                 away = error.webhook_is_away
-                if not away and error.status not in (400, 403, 422):
+                stays = error.status == 409 and self._failures.get(key, 0) >= CONFLICTS
+                if not (away or stays or error.status in (400, 403, 422)):
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):

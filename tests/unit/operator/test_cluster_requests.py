@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from fusechat_operator import cluster as module
 from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal, Cluster, Limiter
+from kubernetes.aio import client
 
 from tests.unit.operator.world import World, a_run, begun
 
@@ -169,3 +172,27 @@ def test_requests_beyond_the_burst_are_spaced(monkeypatch):
 
     asyncio.run(scene())
     assert slept == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("said", "again"), [("7", 7.0), (None, 0.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0), ("-1", 0.0)]
+)
+def test_a_refusal_tells_when_to_ask_again(said, again):
+    async def asked() -> ApiRefusal:
+        async def refuse(_: web.Request) -> web.Response:
+            told = {"reason": "TooManyRequests", "message": "slow down"}
+            return web.json_response(told, status=429, headers={"Retry-After": said} if said else {})
+
+        app = web.Application()
+        app.router.add_get("/x", refuse)
+        async with TestServer(app) as server:
+            made = client.Configuration()
+            made.host = str(server.make_url("")).rstrip("/")
+            found = Cluster(client.ApiClient(made), 1e6, 10**6)
+            with pytest.raises(ApiRefusal, match="slow down") as caught:
+                await found.request("GET", "/x")
+            await found.close()
+        return caught.value
+
+    found = asyncio.run(asked())
+    assert (found.status, found.reason, found.again) == (429, "TooManyRequests", again)

@@ -138,8 +138,8 @@ def test_a_refusal_that_waiting_may_mend_is_raised(told):
 def test_after_a_conflict_the_run_is_looked_at_again_at_once(told):
     world = World(a_run())
     engine, edges = told(world)
-    edges.raises["status"] = [ApiRefusal(409, "Conflict", "modified")] * 3
-    for _ in range(3):
+    edges.raises["status"] = [ApiRefusal(409, "Conflict", "modified")] * 2
+    for _ in range(2):
         again = work(engine)
         assert again is not None
         assert again < 0.1
@@ -267,3 +267,43 @@ def test_what_must_stop_does_not_wait_for_the_store(told):
     with pytest.raises(OSError, match="does not answer"):
         look(engine)
     assert world.deleted == ["fuse-s0"]
+
+
+def test_a_third_conflict_in_a_row_is_waited_for_longer_and_longer(told):
+    world = World(a_run())
+    engine, edges = told(world)
+    edges.raises["status"] = [ApiRefusal(409, "Conflict", "modified")] * 5
+    assert [round(work(engine) or 0, 2) for _ in range(5)] == [0.05, 0.05, 4, 8, 16]
+    work(engine)
+    assert world.line("fetch-s0")["state"] == "Running"
+
+
+def test_a_child_that_meets_conflicts_only_is_refused_and_the_others_are_made(told):
+    """A webhook may say 409 for ever; a quota that somebody else has just used says it once."""
+    world = World(a_run())
+    engine, edges = told(world)
+    create = edges.create
+
+    async def conflict(manifest):
+        if step_of(manifest) == "fetch-s0":
+            edges.log.append("asked")
+            raise ApiRefusal(409, "Conflict", "admission webhook: not now")
+        await create(manifest)
+
+    edges.create = conflict
+    for _ in range(4):
+        again = work(engine)
+    assert edges.log.count("asked") == 3
+    assert again is not None
+    assert again > 1
+    assert (
+        "fetch-s0: the API server does not take its child: admission webhook: not now"
+        in (world.condition("Ready")["message"])
+    )
+    assert world.line("fetch-s1")["state"] == "Running"
+
+
+def test_a_pause_that_the_api_server_asks_for_is_kept_within_reason(told):
+    engine, edges = told(World(a_run()))
+    edges.raises["run"] = [ApiRefusal(429, "TooManyRequests", "slow down", again) for again in (7.0, 999.0)]
+    assert [round(work(engine) or 0, 1) for _ in range(2)] == [7, 30]
