@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import start_http_server
 
 from fusechat_operator import handlers, lease, settings
 from fusechat_operator.artifacts import Artifacts
-from fusechat_operator.cluster import Cluster
+from fusechat_operator.cluster import ApiRefusal, Cluster
 from fusechat_operator.engine import Engine
 from fusechat_operator.health import Heartbeat, serve
 from fusechat_operator.metrics import Metrics
@@ -26,6 +27,8 @@ log = logging.getLogger("fusechat")
 
 STOP_SECONDS = 3.0
 """How long the tasks of a leader may take to end; there is nothing that they must still do."""
+
+LAUNCHERS_SECONDS = 60.0
 
 
 def main() -> int:
@@ -60,7 +63,7 @@ async def _replica(told: settings.Settings) -> int:
 
     obey_signals()
     waiting = asyncio.create_task(stop.wait())
-    leading = asyncio.create_task(_lead(cluster, told, metrics, heartbeat, obey_signals))
+    leading = asyncio.create_task(_lead(cluster, told, metrics, heartbeat, obey_signals, stop))
     await asyncio.wait({waiting, leading}, return_when=asyncio.FIRST_COMPLETED)
     if leading.done() and not leading.result():
         log.error("the Lease was lost; another replica leads")
@@ -81,6 +84,7 @@ async def _lead(
     metrics: Metrics,
     heartbeat: Heartbeat,
     obey_signals: Callable[[], None],
+    stop: asyncio.Event,
 ) -> bool:
     engine = Engine(cluster, Artifacts(told), told, metrics)
 
@@ -91,11 +95,25 @@ async def _lead(
         log.info("leading as %s", told.identity)
         async with asyncio.TaskGroup() as group:
             others = [group.create_task(engine.run()), group.create_task(heartbeat.beat())]
+            others.append(group.create_task(stop_at_another_launcher(cluster, stop)))
             # All tasks are cancelled together: kopf waits 5 s for whatever tasks it finds when it ends.
             watching = group.create_task(handlers.watch(engine, heartbeat, told, obey_signals))
             watching.add_done_callback(lambda _: [other.cancel() for other in others])
 
     return await lease.lead(cluster, told, work, heartbeat.lease_was_read)
+
+
+async def stop_at_another_launcher(cluster: Cluster, stop: asyncio.Event) -> None:
+    """kopf looks once, when it starts, which kinds there are to watch; one that comes later is not seen."""
+    watched: set[str] = set()
+    while not stop.is_set():
+        with suppress(ApiRefusal, OSError):
+            found = set(await cluster.kinds())
+            watched = watched or found
+            if came := sorted(found - watched):
+                log.info("%s came; this process ends, for only one that begins can watch it", ", ".join(came))
+                stop.set()
+        await asyncio.sleep(LAUNCHERS_SECONDS)
 
 
 if __name__ == "__main__":
