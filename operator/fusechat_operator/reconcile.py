@@ -84,7 +84,11 @@ class _Pass(Ends):
         super().__init__(once, look, settings, now)
         self.unqueued = False
         if retry and retry != self.before.last_retry:
-            self._retry(retry)
+            # The run begins anew, as after an edit: with the stages of now, full budgets, and all its hits.
+            self.memory = replace(self.memory, last_retry=retry, generation=-1)
+        was_over = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
+        if was_over and self.memory.generation != self.generation:
+            self.memory = replace(self.memory, started="")  # with all of its deadline
 
     def decide(self) -> Decision:
         if (self.run.spec.suspend or self._deadline()) and not self._halt():
@@ -115,15 +119,6 @@ class _Pass(Ends):
         return self._carry_on(work)
 
     # before the plan
-
-    def _retry(self, retry: str) -> None:
-        """The run begins anew, as after an edit: with the stages of now, full budgets, and all its hits."""
-        self.memory = replace(self.memory, last_retry=retry, generation=-1)
-        if self._failed_with("DeadlineExceeded"):
-            self.memory = replace(self.memory, started="")
-
-    def _failed_with(self, reason: str) -> bool:
-        return self.before.conditions.get("Stalled", {}).get("reason") == reason
 
     def _launcher(self) -> tuple[str, str]:
         """(what starts trainings and why, or "" while unknown; what is wrong)."""
@@ -230,12 +225,7 @@ class _Pass(Ends):
             else Line(step.name, "Cached")
             for step in work.plan.steps
         }
-        was_over = self.before.conditions.get("Succeeded", {}).get("status") in ("True", "False")
-        # What had ended begins anew, with all of its deadline.
-        started = "" if was_over else self.memory.started
-        self.memory = replace(
-            self.memory, lines=lines, generation=self.generation, details={}, started=started
-        )
+        self.memory = replace(self.memory, lines=lines, generation=self.generation, details={})
         self._refer(work)
         return None
 

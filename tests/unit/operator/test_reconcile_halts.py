@@ -105,6 +105,17 @@ def test_no_status_says_that_a_child_is_stopped_before_it_is(change):
         assert "fuse-s0" not in at_work(world), f"a crash after {most} effects loses the deletion"
 
 
+def test_a_retry_long_after_the_deadline_stops_nothing_that_still_runs():
+    world = begun("fuse-s0", deadline="10m")
+    world.status()["conditions"] = [
+        {**c, "status": "False"} if c["type"] == "Succeeded" else c for c in world.status()["conditions"]
+    ]
+    world.now += 7000
+    world.retry()
+    world.settle()
+    assert (at_work(world), world.deleted) == (["fuse-s0"], [])
+
+
 def test_a_run_that_succeeded_stays_so_without_a_store_and_without_its_annotation():
     world = World(a_run())
     world.drive()

@@ -1,0 +1,190 @@
+"""What people read and type: kubectl's tables and waits, `fusechat cluster`, on a real API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import yaml
+from fusechat.plan import plan
+from fusechat.spec import load
+from fusechat_operator import naming
+
+from tests.cluster.stagehand import Act, a_run
+from tests.cluster.test_lifecycle import played, wait_for_child
+from tests.conftest import CHECKOUT
+from tests.unit.operator import paper
+
+EXAMPLES = sorted(path.name for path in (CHECKOUT / "examples").glob("*.yaml"))
+
+
+def table(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+# what an API server takes
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_api_server_takes_the_examples(plane, name):
+    path = CHECKOUT / "examples" / name
+    told = plane.kubectl("apply", "--dry-run=server", "-f", str(path))
+    assert "created (server dry run)" in told
+    assert plane.get("fusionrun", yaml.safe_load(path.read_text())["metadata"]["name"]) is None
+
+
+def test_the_api_server_takes_the_children_of_the_papers_run(plane, namespace):
+    """Those of the golden file, but for the TrainJob: its definitions are not on this cluster."""
+    taken = set()
+    for _, objects in paper.children():
+        for made in objects:
+            if made["kind"] in ("TrainJob", "TrainingRuntime"):
+                continue
+            here = {**made, "metadata": {**made["metadata"], "namespace": namespace}}
+            told = plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(here))
+            assert "created (server dry run)" in told
+            taken.add(made["kind"])
+    assert taken == {"Job", "PyTorchJob", "Service"}
+
+
+# kubectl
+
+
+@contextmanager
+def looking(plane, namespace, path):
+    """`kubectl get fusionruns -w`."""
+    words = ["kubectl", "--kubeconfig", plane.kubeconfig, "get", "fusionruns", "-w", "-n", namespace]
+    with path.open("wb") as log:
+        process = subprocess.Popen(words, stdout=log)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_watch_shows_every_stage_and_the_end_and_a_wait_returns(plane, operator, namespace, tmp_path):
+    seen = tmp_path / "lines"
+    with looking(plane, namespace, seen):
+        plane.apply(a_run("seen", namespace=namespace))
+        words = ("wait", "--for=condition=Succeeded", "fusionrun/seen", "-n", namespace, "--timeout=90s")
+        assert "condition met" in plane.kubectl(*words)
+        plane.wait("the watch saw it", lambda: " True " in seen.read_text())
+    head, *lines = table(seen.read_text())
+    assert head == ["NAME", "READY", "STAGE", "PROGRESS", "CACHED", "SCORE", "AGE"]
+    assert {"fetch", "extract", "align", "fuse", "merge", "evaluate"} <= {
+        word.rstrip(",") for line in lines for word in line
+    }
+    assert lines[-1][:5] == ["seen", "True", "16/16", "0/16", "0.500"]
+
+
+def test_short_name_category_wide_columns_and_field_selectors(plane, operator, namespace):
+    plane.hand.script["extract-s0"] = [Act(exit_code=65, error="no supervised token")]
+    plane.apply(
+        a_run("good", sources=1, namespace=namespace, scheduling={"queueName": "none-yet"}, suspend=True),
+        a_run("bad", sources=1, namespace=namespace, profile="Published"),
+    )
+    plane.until("bad", "Stalled", namespace=namespace)
+    plane.until("good", "Suspended", namespace=namespace)
+    names = {line[0] for line in table(plane.kubectl("get", "fr", "-n", namespace, "--no-headers"))}
+    assert names == {"good", "bad"}
+    assert "good" in plane.kubectl("get", "fusion", "-n", namespace)
+    wide = plane.kubectl("get", "fr", "-n", namespace, "-o", "wide")
+    assert "MESSAGE" in wide.splitlines()[0]
+    assert "extract-s0: exit 65" in wide
+    selected = {
+        "spec.profile=Published": "bad",
+        "spec.suspend=true": "good",
+        "spec.scheduling.queueName=none-yet": "good",
+    }
+    for selector, name in selected.items():
+        words = ("-n", namespace, "--field-selector", selector, "-o", "name")
+        assert plane.kubectl("get", "fr", *words).split() == [f"fusionrun.fusechat.io/{name}"]
+
+
+def test_a_training_tells_percent_rate_eta_and_its_last_checkpoint(plane, operator, namespace):
+    plane.hand.script["fuse-s0"] = [Act(seconds=300)]
+    run = a_run("telling", namespace=namespace)
+    plane.apply(run)
+    plane.wait("it trains", lambda: "fuse-s0" in played(plane, namespace))
+    step = plan(load(run)).step("fuse-s0")
+    saved = f"{step.address}/checkpoints/30"
+    now = time.time()
+    told = {"done": 40, "total": 100, "unit": "steps", "from": 0, "seconds": 20.0, "at": now, "loss": 2.25}
+    plane.store.put_json(f"{step.address}/progress.json", {**told, "lastCheckpoint": saved})
+
+    def detail():
+        found = plane.status("telling", namespace).get("details", ())
+        return next((d for d in found if d["name"] == "fuse-s0" and "percent" in d), None)
+
+    # What only fades is written once a minute.
+    made = plane.wait("progress in the status", detail, 90)
+    assert (made["percent"], made["rate"], made["lastCheckpoint"]) == (40, "2 steps/s", saved)
+    assert 0 < made["etaSeconds"] <= 30
+    assert made["metrics"]["loss"] == 2.25
+    assert {"started", "child", "artifact"} <= made.keys()
+
+
+@pytest.mark.parametrize(
+    ("gate", "measured"), [("keptShare", "0.9"), ("alignmentCoverage", "0.85"), ("winShare", "0.5")]
+)
+def test_each_gate_stops_before_the_training_with_what_was_measured(
+    plane, operator, namespace, gate, measured
+):
+    plane.apply(a_run("gated", sources=1, namespace=namespace, gates={gate: 0.95}))
+    plane.until("gated", "Stalled", namespace=namespace)
+    message = plane.condition("gated", "Ready", namespace)["message"]
+    assert plane.condition("gated", "Stalled", namespace)["reason"] == "GateClosed"
+    assert all(word in message for word in (gate, measured, "0.95")), message
+    assert not [step for step in played(plane, namespace) if step.startswith("fuse")]
+
+
+# fusechat cluster
+
+
+def fusechat(plane, *words: str, code: int = 0) -> str:
+    """What `fusechat cluster ...` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fusechat.cli", "cluster", *words],
+        env={**os.environ, "KUBECONFIG": plane.kubeconfig},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_commands_for_a_run_that_failed(plane, operator, namespace):
+    there = ("-n", namespace)
+    plane.hand.script["extract-s0"] = [Act(exit_code=65, error="no supervised token")]
+    plane.apply(a_run("mine", sources=1, namespace=namespace))
+    plane.until("mine", "Stalled", namespace=namespace)
+    said = fusechat(plane, "status", "mine", *there, code=1)
+    assert "extract-s0" in said
+    assert "no supervised token" in said
+    assert "begins again: extract-s0" in fusechat(plane, "retry", "mine", *there)
+    note = plane.get("fusionrun", "mine", namespace)["metadata"]["annotations"][naming.RETRY_AT]
+    plane.until("mine", namespace=namespace)
+    assert plane.status("mine", namespace)["lastRetry"] == note
+    assert "0.500" in fusechat(plane, "status", "mine", *there)
+    assert "no FusionRun 'other'" in fusechat(plane, "status", "other", *there, code=64)
+
+
+def test_the_commands_for_a_run_that_is_at_work(plane, operator, namespace):
+    there = ("-n", namespace)
+    plane.hand.script["fuse-s0"] = [Act(seconds=300), Act()]
+    plane.apply(a_run("mine", sources=1, namespace=namespace))
+    child = wait_for_child(plane, "mine", "fuse-s0", namespace)["metadata"]["name"]
+    assert "no step 'fuse'" in fusechat(plane, "logs", "mine", "fuse", *there, code=64)
+    assert "goes on" in fusechat(plane, "suspend", "mine", *there)
+    plane.until("mine", "Suspended", namespace=namespace)
+    plane.wait("its child is gone", lambda: plane.get("pytorchjob", child, namespace) is None)
+    assert plane.get("fusionrun", "mine", namespace)["spec"]["suspend"] is True
+    fusechat(plane, "resume", "mine", *there)
+    followed = fusechat(plane, "status", "mine", "--watch", *there)
+    assert "mine: Succeeded: " in followed.splitlines()[-1]
