@@ -94,6 +94,9 @@ class Pass:
         verdict = Verdict(state, reason, sentence)
         if self.run.spec.suspend:
             verdict = Verdict("Suspended", "Suspended", f"suspended by spec.suspend; {sentence}")
+        if verdict.state == "Stuck":
+            held = status.held(self.found, self.before, verdict, self.now)
+            return Decision(stop=tuple(self.stop), status=held, again=STORE_PAUSE_SECONDS)
         made = {
             **self.found.get("status", {}),
             "observedGeneration": self.generation,

@@ -224,3 +224,18 @@ def test_a_pod_without_room_is_said_and_waited_for():
     assert "extract-pivot: no node has room for Pod" in message
     assert "Insufficient nvidia.com/gpu" in message
     assert world.condition("Stalled") == {}
+
+
+@pytest.mark.parametrize("asked", ["a retry", "an edit"])
+def test_a_store_that_is_away_when_a_run_begins_anew_takes_none_of_its_deadline(asked):
+    world = begun("fuse-s0", deadline="10m")
+    world.now += 700
+    world.settle()
+    assert world.condition("Stalled")["reason"] == "DeadlineExceeded"
+    world.away = lambda ask: ask.what in ("artifact", "hit", "sink")
+    world.retry() if asked == "a retry" else world.edit(ttl="20m")
+    world.settle()
+    assert world.condition("Ready")["reason"] == "StoreUnavailable"
+    world.away = lambda ask: False
+    world.settle()
+    assert world.condition("Ready")["reason"] == "Progressing"
