@@ -5,10 +5,11 @@ Called by reconcile at the end of every pass. The sentence of Ready says what ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from fusechat.pace import rate
 from fusechat.plan import Plan, Step
@@ -210,28 +211,38 @@ _KEPT = ("percent", "metrics", "lastCheckpoint")
 
 
 def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
-    """percent, rate, etaSeconds and lastCheckpoint of a step's progress.json."""
-    done, total = (float(found.get(key) or 0) for key in ("done", "total"))
-    if not found or total <= 0:
+    """percent, rate, etaSeconds and lastCheckpoint of a step's progress.json, as far as it has them.
+
+    A stage wrote it, of whatever version: what the API server would refuse would keep all of the status back.
+    """
+    done, total = (found.get(key) for key in ("done", "total"))
+    if not (_is_number(done) and _is_number(total)) or total <= 0:
         return {}
     made: dict[str, Any] = {"percent": round(min(100.0, 100 * done / total), 1)}
-    if pace := rate(found):
+    if pace := rate({key: value for key, value in found.items() if _is_number(value)}):
         made["rate"] = f"{pace:.3g} {found.get('unit', '')}/s"[:64]
         made["etaSeconds"] = int(max(0.0, total - done) / pace)
     numbers = {key: value for key, value in found.items() if key not in _KNOWN and _is_number(value)}
     if numbers:
         made["metrics"] = dict(list(numbers.items())[:KEY_METRICS])
-    if isinstance(saved := found.get("lastCheckpoint"), str) and saved:
+    if _is_time(saved := found.get("lastCheckpoint")):
         made["lastCheckpoint"] = saved
     return made
 
 
-def _is_number(value: Any) -> bool:
+def _is_time(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
     """True is an int to Python, and to the API server a reason to refuse the status."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_KNOWN = ("done", "total", "from", "seconds", "at")
+_KNOWN = ("done", "total", "from", "seconds", "at", "lastCheckpoint")
 
 
 def summary(plan: Plan, lines: Mapping[str, Line], problems: Mapping[str, str]) -> str:

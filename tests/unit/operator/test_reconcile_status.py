@@ -149,6 +149,32 @@ def test_details_put_failed_steps_first_then_active_ones_and_say_why():
     assert world.status()["stage"] == "fuse"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"lastCheckpoint": "fuse/abc/checkpoints/30"},
+        {"lastCheckpoint": 3},
+        {"loss": float("nan"), "seconds": "2 s"},
+        {"loss": True, "from": None},
+    ],
+)
+def test_what_the_api_server_would_refuse_of_a_progress_is_left_out(odd):
+    world = begun("fuse-s0")
+    world.progress[world.address("fuse-s0")] = {"done": 40, "total": 100, "unit": "steps", **odd}
+    world.settle()
+    told = next(d for d in world.status()["details"] if d["name"] == "fuse-s0")
+    assert told["percent"] == 40
+    assert not {"lastCheckpoint", "metrics", "rate"} & told.keys()
+
+
+@pytest.mark.parametrize("done", [float("nan"), "40", None])
+def test_a_progress_without_a_share_is_none(done):
+    world = begun("fuse-s0")
+    world.progress[world.address("fuse-s0")] = {"done": done, "total": 100}
+    world.settle()
+    assert "percent" not in next(d for d in world.status()["details"] if d["name"] == "fuse-s0")
+
+
 def test_progress_becomes_a_share_a_rate_and_the_time_that_is_left():
     world = begun("fuse-s0")
     address = child(world.child_of("fuse-s0")).address
