@@ -89,6 +89,20 @@ def test_probes_and_metrics_go_to_the_ports_that_the_operator_is_told():
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_replicas_share_a_lease_under_names_of_their_own(count):
+    objects = render({"replicas": count})
+    (deployment,), (budget,) = of_kind(objects, "Deployment"), of_kind(objects, "PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == count
+    told = {e["name"]: e.get("valueFrom") for e in operator_pod(objects)["containers"][0]["env"]}
+    assert told["FUSECHAT_IDENTITY"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert told["FUSECHAT_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    rules = [rule for role in of_kind(objects, "Role") for rule in role["rules"]]
+    verbs = {verb for rule in rules if "leases" in rule["resources"] for verb in rule["verbs"]}
+    assert verbs == {"create", "get", "update"}
+    assert budget["spec"]["maxUnavailable"] == 1, "a drain takes one after the other, the only one too"
+
+
 def test_all_that_selects_pods_selects_the_operators():
     objects = render(EVERYTHING)
     (deployment,) = of_kind(objects, "Deployment")
