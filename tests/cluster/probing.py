@@ -29,6 +29,8 @@ def environment(api: client.CoreV1Api, pod: Any) -> dict[str, str]:
             found[variable.name] = variable.value
             continue
         reference = variable.value_from.secret_key_ref
+        if reference is None:
+            continue  # the index of an Indexed Job, which its controller adds
         try:
             data = api.read_namespaced_secret(reference.name, pod.metadata.namespace).data or {}
         except client.ApiException as error:
