@@ -25,6 +25,13 @@ OVERFULL = re.compile(r"exceed(s|ed) (its|the) .*limit")
 """What the kubelet says when it evicts a Pod for its own use of disk: the next attempt would end so too."""
 
 
+SECRETS = re.compile(
+    r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=|(?:secret|password|passwd|access)_?(?:access)?_?key\W{1,5}|"
+    r"password\W{1,5}|bearer )[\w/+][^\s&\"']*|\b(?:AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20,})\b"
+)
+"""What a library may have put into its error, and a status is read by more people than a log."""
+
+
 @dataclass(frozen=True)
 class Cause:
     """`exit_code` None: the stage did not say one. `sentence` is for people."""
@@ -55,6 +62,13 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
     return Cause("disruption", None, f"its Pod vanished ({child.message or child.reason or 'no trace left'})")
 
 
+def of_records(attempts: Sequence[Mapping[str, Any]], since: float) -> Cause | None:
+    """Why the newest attempt that failed after `since` did, as entry wrote it down; None where none did."""
+    failed = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= since]
+    last = max(failed, key=lambda a: str(a["ended"]), default=None)
+    return _of_code(int(last["exitCode"]), str(last.get("error", ""))) if last else None
+
+
 def before_this(pods: Sequence[Pod]) -> str:
     """Why there is no Pod at work where a Job is about to make another; "" where all are at work."""
     at_work = {pod.index for pod in pods if pod.phase in ("Running", "Succeeded")}
@@ -62,6 +76,11 @@ def before_this(pods: Sequence[Pod]) -> str:
     last = max(ended, key=lambda pod: pod.failures + pod.disruptions, default=None)
     why = _of_pod(last) if last else None
     return f"{why.sentence}; it is tried again" if why and why.kind != "bug" else ""
+
+
+def is_of_the_recipe(why: Cause) -> bool:
+    """Whether every attempt at the step would end so, whoever makes it and with whatever resources."""
+    return why.kind == "bug" and why.exit_code not in (None, 66, SIGKILLED, SIGTERMED)
 
 
 def train_together(child: Child) -> bool:
@@ -100,6 +119,7 @@ def _of_pod(pod: Pod) -> Cause:
 
 
 def _of_code(code: int, sentence: str, trace: str = "") -> Cause:
+    sentence, trace = (SECRETS.sub(r"\1***", text) for text in (sentence, trace))
     if code in OUTSIDE_CODES:
         return Cause("infrastructure", code, sentence or f"exit code {code}")
     if code == SIGTERMED:

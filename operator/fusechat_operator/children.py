@@ -42,6 +42,7 @@ class Child:
     queue: str = ""
     held: float | None = None
     template: str = ""
+    run: str = ""
 
     @property
     def since(self) -> float:
@@ -99,6 +100,7 @@ def _common(found: Object) -> dict[str, Any]:
         "queue": meta.get("labels", {}).get(naming.QUEUE, ""),
         "held": _held(found),
         "template": annotations.get(naming.TEMPLATE, ""),
+        "run": meta.get("labels", {}).get(naming.RUN, ""),
     }
 
 

@@ -141,7 +141,8 @@ class Ends(Pass):
         if own is UNKNOWN:
             return False
         self.halted = [child for child in own if not status.finished(child)]
-        self.stop += [child for child in self.halted if not child.terminating]
+        self.stop += (stopping := [child for child in self.halted if not child.terminating])
+        self._cut_short(stopping)
         return True
 
     def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:

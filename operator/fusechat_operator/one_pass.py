@@ -5,7 +5,7 @@ The base of reconcile's layers (ends, then reconcile itself).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,15 @@ class Pass:
         """A child with a queue is created suspended: it runs when its queue says so."""
         state = "Waiting" if self.run.spec.scheduling.queue_name else "Running"
         return replace(line, state=state, within=(0, 0))
+
+    def _cut_short(self, children: Iterable[Child]) -> None:
+        """GPU seconds of children that are stopped before their end, which nobody will look at."""
+        spent = sum(
+            child.gpus * max(0.0, self.now - child.started)
+            for child in children
+            if child.started and child.phase == "Active"
+        )
+        self.memory = replace(self.memory, gpu_seconds=self.memory.gpu_seconds + spent)
 
     def _remembered(self, made: Plan) -> Scan:
         return Scan(lines={s.name: self.memory.lines.get(s.name, Line(s.name)) for s in made.steps})

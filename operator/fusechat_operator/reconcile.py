@@ -219,6 +219,7 @@ class _Pass(Ends):
         if self.look.asks or self.look.troubles:
             return self._asking() if self.look.asks else self._stuck("StoreUnavailable", self._trouble())
         ended = self._obsolete(work, own, missing)
+        self._cut_short(child for child in self.stop if child not in self.halted)
         lines = {
             step.name: Line(step.name, "Pending", ended=ended.get(step.name, ""))
             if step.name in missing

@@ -15,7 +15,7 @@ from fusechat.progress import Observed, State
 from fusechat.spec import Gates
 
 from fusechat_operator import jobs
-from fusechat_operator.causes import Cause, before_this
+from fusechat_operator.causes import Cause, before_this, is_of_the_recipe
 from fusechat_operator.children import Child, met, stuck
 from fusechat_operator.facts import UNKNOWN, Artifact
 from fusechat_operator.memory import SHORT, Line
@@ -59,6 +59,10 @@ class Scanner(Attempts):
         if child is None:
             return self._without_child(step, line)
         assert isinstance(child, Child)
+        if child.terminating and child.owner != self.uid:
+            self.found.shared.append(child.name)
+            self.found.again.append(self.work.settings.poll_seconds)
+            return self._hold(line, f"the child of run {child.run} is being removed")
         if child.terminating:
             return self._going(replace(line, ended=line.ended or child.uid))
         if child.owner != self.uid:
@@ -113,9 +117,7 @@ class Scanner(Attempts):
                 self.found.again.append(2.0)
                 return self._hold(line, "its last Pods are ending")
         if line.state == "Running":
-            return self._again(
-                line.counted("disruption", line.ended), "disruption", "its child was removed", self.now
-            )
+            return self._vanished(step, line)
         if isinstance(artifact, Artifact):
             self.found.forget.append(str(step.address))  # stale: it is made anew of this run's inputs
         return self._set(replace(line, state="Pending"))
@@ -124,7 +126,10 @@ class Scanner(Attempts):
         """A child of another run that makes the same artifact."""
         if child.phase in ("Active", "Waiting"):
             self.found.shared.append(child.name)
-            return self._hold(line, "another run is making the same artifact")
+            told = f"another run is making the same artifact: {child.run}"
+            if sentence := self._not_whole(child):
+                self.found.problems[step.name] = told = f"{told}; {sentence}"
+            return self._hold(line, told)
         artifact = self.look("artifact", str(step.address))
         if isinstance(artifact, Artifact) and not self._is_stale(step, artifact):
             return self._done(step, replace(line, state="Cached"), artifact)
@@ -134,7 +139,7 @@ class Scanner(Attempts):
         if line.ended == child.uid and line.state != "Failed":
             self.found.delete.append(child)  # a retry of this run was asked for, and that one has given up
             return self._hold(line, "another run's failed child is being removed")
-        if self._is_final(step, child, why) and why.exit_code != 66:
+        if is_of_the_recipe(why):
             sentence = f"another run failed to make it ({why.sentence}); see it, then retry this"
             return self._fail(replace(line, ended=child.uid), None, sentence)
         return self._take_over(line, child, why)
@@ -148,6 +153,16 @@ class Scanner(Attempts):
             return self._hold(line, "another run's attempt came to nothing and is being removed")
         self.found.again.append(left + 0.05)
         return self._hold(line, f"another run's attempt came to nothing ({why.sentence}); it is tried again")
+
+    def _not_whole(self, child: Child) -> str:
+        """What another run's child waits for, if it had time; of a few only: many runs may wait for it."""
+        late = self.now - child.since > SETTLE_SECONDS and child.ready + child.succeeded < child.pods
+        if child.phase != "Active" or not late or len(self.found.problems) >= MOST_ASKED:
+            return ""
+        pods = self.look("pods", child.name)
+        if pods is UNKNOWN:
+            return ""
+        return stuck(pods) or ("" if pods else self._no_pods(child))
 
     def _own(self, step: Step, line: Line, child: Child) -> Observed:
         if child.phase in ("Active", "Waiting"):

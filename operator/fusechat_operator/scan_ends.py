@@ -11,8 +11,8 @@ from dataclasses import replace
 from fusechat.plan import Step
 from fusechat.progress import Observed, State
 
-from fusechat_operator.causes import Cause, cause, train_together
-from fusechat_operator.children import Child, failed_pods, met
+from fusechat_operator.causes import Cause, cause, of_records, train_together
+from fusechat_operator.children import Child, failed_pods, met, seconds
 from fusechat_operator.facts import UNKNOWN
 from fusechat_operator.memory import Line
 from fusechat_operator.scan_lines import Lines
@@ -44,6 +44,23 @@ class Attempts(Lines):
         if made.state is State.FAILED:
             self.found.keep.append(child)
         return made
+
+    def _vanished(self, step: Step, line: Line) -> Observed:
+        """Its child went before its end was seen: by hand, by its time to live, with nobody looking."""
+        found = self.look("attempts", str(step.address))
+        if found is UNKNOWN:
+            return self._unknown(line)
+        detail = self.memory.details.get(step.name, {})
+        begun = max(seconds(text) or 0.0 for text in (detail.get("started"), self.memory.started))
+        why = of_records(found, begun)
+        if why is None or why.kind == "disruption":
+            why = Cause("disruption", None, "its child was removed")
+        counted = line.counted(why.kind, line.ended)
+        if why.exit_code == 66 and not line.replanned:
+            return self._replan(step, counted, why)
+        if why.kind == "bug":
+            return self._fail(counted, why.exit_code, why.sentence)
+        return self._again(counted, why.kind, why.sentence, self.now)
 
     def _is_final(self, step: Step, child: Child, why: Cause) -> bool:
         """A bug, or a Job that has tried as often as it may; a training is tried by the operator alone."""

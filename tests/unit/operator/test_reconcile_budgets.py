@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from fusechat_operator.status import timestamp
 
 from tests.unit.operator.acts import evicted, fails, finish, nothing, publish
 from tests.unit.operator.runs import a_run
@@ -181,3 +182,83 @@ def test_gpu_seconds_are_counted_once_and_of_failed_attempts_too():
         world.settle()
     assert world.status()["gpuSeconds"] == spent
     assert spent >= 8 * 150 + 10
+
+
+def goes_unseen(world, step, code, error="bad data"):
+    """Its stage ends, and the child is cleared away before anybody looks."""
+    found = world.child_of(step)
+    began, ended = timestamp(world.now + 1), timestamp(world.now + 5)
+    record = {"exitCode": code, "error": error, "started": began, "ended": ended}
+    world.attempts_of[world.address(step)] = [record]
+    world.gone(f"{found['kind']}/{found['metadata']['name']}")
+    world.now += 700
+
+
+@pytest.mark.parametrize("step", ["extract-s0", "fuse-s0"])
+def test_a_bug_that_nobody_saw_is_a_bug_all_the_same(step):
+    world = begun(step)
+    goes_unseen(world, step, 65)
+    world.script.clear()
+    world.drive()
+    assert (world.attempts(step), world.line(step)["tries"]["bug"]) == (1, 1)
+    assert "bad data" in world.condition("Stalled")["message"]
+
+
+def test_trouble_that_nobody_saw_is_counted_as_such():
+    world = begun("extract-s0")
+    goes_unseen(world, "extract-s0", 75)
+    world.script.clear()
+    world.drive()
+    assert world.attempts("extract-s0") == 2
+    assert world.line("extract-s0")["tries"] == {"disruption": 0, "infrastructure": 1, "bug": 0}
+
+
+def test_the_bug_of_an_attempt_before_a_retry_is_not_this_ones():
+    world = World(a_run())
+    world.script = {"extract-s0": [fails(65), *[nothing] * 9]}
+    world.attempts_of[world.address("extract-s0")] = [
+        {"exitCode": 65, "error": "bad data", "ended": timestamp(world.now)}
+    ]
+    world.drive()
+    world.now += 60
+    world.retry()
+    world.drive(until=lambda: world.line("extract-s0").get("state") == "Running")
+    found = world.child_of("extract-s0")
+    world.gone(f"Job/{found['metadata']['name']}")
+    world.script.clear()
+    world.drive()
+    assert world.line("extract-s0")["tries"]["disruption"] == 1
+
+
+@pytest.mark.parametrize("change", [{"suspend": True}, {"deadline": "1m"}, {"fuse": {"epochs": 9}}])
+def test_the_gpu_seconds_of_a_training_that_is_stopped_are_counted_once(change):
+    gpus = {"fuse": {"gpus": 2}}
+    world = begun("fuse-s0", resources=gpus)
+    found = world.child_of("fuse-s0")
+    found["status"] = {**found.get("status", {}), "startTime": timestamp(world.now)}
+    world.lingers = True
+    before = world.status().get("gpuSeconds", 0.0)
+    world.now += 100
+    world.edit(**change)
+    world.settle()
+    world.now += 50
+    world.settle()
+    assert world.status()["gpuSeconds"] == before + 200
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("GET https://s3/x?X-Amz-Signature=abc123&b=1 failed", "X-Amz-Signature=***&b=1"),
+        ("aws_secret_access_key = 'abc/def' is wrong", "aws_secret_access_key = '***'"),
+        ("user AKIAABCDEFGHIJKLMNOP may not", "user *** may not"),
+        ("no supervised token: 3 of key 'text'", "no supervised token: 3 of key 'text'"),
+    ],
+)
+def test_a_credential_in_an_error_is_not_told(said, kept):
+    world = World(a_run())
+    world.script = {"extract-s0": [fails(65, said)]}
+    world.drive()
+    told = world.condition("Stalled")["message"]
+    assert kept in told
+    assert "abc" not in told

@@ -38,7 +38,7 @@ def test_the_other_run_waits_for_a_child_that_is_not_its_own_and_says_so():
     assert decision.again is not None
     assert world.line("extract-s0", "second")["state"] == "Waiting"
     detail = next(d for d in world.status("second")["details"] if d["name"] == "extract-s0")
-    assert detail["message"] == "another run is making the same artifact"
+    assert detail["message"] == "another run is making the same artifact: first"
 
 
 def test_when_the_owner_goes_the_other_makes_its_own():
@@ -73,6 +73,48 @@ def fusing() -> World:
     world.drive("first", "second", until=lambda: world.line("fuse-s0", "second").get("state") == "Waiting")
     world.script.clear()
     return world
+
+
+def test_who_waits_for_anothers_child_says_what_that_one_waits_for():
+    world = two()
+    world.now += 60
+    stuck = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/5 nodes"}
+    world.add_pod(world.child_of("extract-s0"), {"phase": "Pending", "conditions": [stuck]})
+    world.settle("second")
+    told = world.condition("Ready", "second")["message"]
+    assert "another run is making the same artifact: first; no node has room" in told
+
+
+def test_a_child_of_another_that_somebody_deletes_is_waited_for():
+    world = two()
+    world.child_of("extract-s0")["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    decision = world.settle("second")
+    assert world.child_of("extract-s0")["metadata"]["name"] in decision.shared
+    assert decision.again is not None
+
+
+def oom(world, found):
+    listed = [{"name": "pytorch", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]
+    world.add_pod(found, {"phase": "Failed", "containerStatuses": listed})
+    world.end(found, "Failed", "PodFailurePolicy", "the child failed")
+
+
+def spent(world, found):
+    fails(75, "the hub is away", reason="MaxFailedIndexesExceeded")(world, found)
+
+
+@pytest.mark.parametrize(("step", "act"), [("fuse-s0", oom), ("extract-s0", spent)])
+def test_what_the_owner_had_too_little_of_another_may_have_enough_of(step, act):
+    frugal, other = a_run("first", data="x", retries={"infrastructure": 0}), a_run("second", data="x")
+    world = World(frugal, other)
+    world.script = {step: [nothing] * 1000}
+    world.drive("first", "second", until=lambda: world.line(step, "second").get("state") == "Waiting")
+    act(world, world.child_of(step))
+    world.settle("first")
+    assert world.line(step, "first")["state"] == "Failed"
+    world.script.clear()
+    world.drive("second")
+    assert (world.attempts(step), world.condition("Ready", "second")["status"]) == (2, "True")
 
 
 @pytest.mark.parametrize("act", [evicted, fails(75)])
