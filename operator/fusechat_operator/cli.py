@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     under = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     status = _add(under, "status", _status, "print the steps, what is stuck and why, and the scores")
     status.add_argument("-w", "--watch", action="store_true", help="again and again until the run has ended")
-    _add(under, "retry", _retry, "begin the failed steps again")
+    _add(under, "retry", _retry, "begin again what failed or is stuck")
     _add(under, "suspend", _suspend, "stop what runs, with a checkpoint")
     _add(under, "resume", _resume, "go on after suspend")
     logs = _add(under, "logs", _logs, "print the logs of a step's Pods that are still there")
@@ -102,7 +102,7 @@ async def _retry(cluster: Cluster, told: argparse.Namespace, found: dict[str, An
     await cluster.change(found, note)
     lines = memory.lines_of(found.get("status", {}))
     failed = [line["name"] for line in lines if line["state"] == "Failed"]
-    print(f"{told.run}: {'begins again: ' + ', '.join(failed) if failed else 'nothing has failed'}")
+    print(f"{told.run}: begins again: {', '.join(failed) or 'all that is published is kept'}")
     return 0
 
 

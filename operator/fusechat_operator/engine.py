@@ -24,11 +24,12 @@ from fusechat_operator.metrics import Metrics
 from fusechat_operator.once import Once
 from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
 from fusechat_operator.own_store import STORE_ASKS, WAITING, OwnStore
-from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS, reconcile
+from fusechat_operator.reconcile import reconcile
 from fusechat_operator.rest import rests
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import Verdict, timestamp
 from fusechat_operator.tally import state
+from fusechat_operator.waiters import Refusals, Waiters
 
 log = logging.getLogger("fusechat")
 Key = tuple[str, str]
@@ -56,9 +57,8 @@ class Engine:
         self.cluster, self.artifacts, self.settings = cluster, artifacts, settings
         self.metrics = metrics or Metrics()
         self.agenda = Agenda()
-        self._waiting: dict[Key, set[Key]] = {}
-        self._awaited: dict[Key, tuple[str, ...]] = {}
-        self._refusals: dict[Key, tuple[float, str]] = {}
+        self.waiters = Waiters()
+        self._refusals = Refusals()
         self._progress: dict[str, tuple[float, Any]] = {}
         self._wrote: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
@@ -80,7 +80,7 @@ class Engine:
     def child_changed(self, namespace: str, name: str, run: str) -> None:
         """A child came, changed or went: its owner looks, and whoever waits for its artifact."""
         self.agenda.add((namespace, run))
-        for key in self._waiting.get((namespace, name), ()):
+        for key in self.waiters.of((namespace, name)):
             self.agenda.add(key)
 
     async def _work(self, key: Hashable) -> None:
@@ -188,8 +188,7 @@ class Engine:
             case "launchers":
                 return await self.cluster.kinds()
             case "refusal":
-                at, sentence = self._refusals.get((namespace, ask.key), (0.0, ""))
-                return sentence if time.monotonic() - at < REFUSAL_PAUSE_SECONDS and sentence else None
+                return self._refusals.of((namespace, ask.key))
 
     async def _progress_of(self, address: str) -> Any:
         at, known = self._progress.get(address, (-1e9, None))
@@ -221,7 +220,7 @@ class Engine:
             await self.cluster.keep(key[0], child)
         for child in decision.delete:
             await self.cluster.delete(key[0], child)
-        self._wait_for(key, decision.shared)
+        self.waiters.wait(key, decision.shared)
         for event in decision.events:
             await self._tell(found, event)
         self._count(key, found, decision)
@@ -269,17 +268,10 @@ class Engine:
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):
                     refused.add(_child_of(each))
-                    self._refuse((key[0], _child_of(each)), str(error))
+                    self._refusals.add((key[0], _child_of(each)), str(error))
                 if away:
                     break
         return not refused
-
-    def _refuse(self, child: Key, sentence: str) -> None:
-        now = time.monotonic()
-        old = [key for key, (at, _) in self._refusals.items() if now - at > REFUSAL_PAUSE_SECONDS]
-        for key in old:
-            del self._refusals[key]
-        self._refusals[child] = (now, sentence)
 
     async def _write(self, key: Key, found: dict[str, Any], decision: Decision) -> None:
         old, new = found.get("status", {}), decision.status
@@ -293,20 +285,8 @@ class Engine:
         await self.cluster.write_status(found, new)
         self._wrote[key] = time.monotonic()
 
-    def _wait_for(self, key: Key, names: tuple[str, ...]) -> None:
-        """Look at `key` again when one of these children changes, and no more when another does."""
-        for name in self._awaited.pop(key, ()):
-            where = key[0], name
-            self._waiting[where].discard(key)
-            if not self._waiting[where]:
-                del self._waiting[where]
-        if names:
-            self._awaited[key] = names = tuple(dict.fromkeys(names))
-        for name in names:
-            self._waiting.setdefault((key[0], name), set()).add(key)
-
     def _forget(self, key: Key) -> None:
-        self._wait_for(key, ())
+        self.waiters.wait(key, ())
         self._wrote.pop(key, None)
         self._failures.pop(key, None)
         self._own.pop(key, None)

@@ -130,7 +130,7 @@ def test_a_training_saves_when_its_run_is_suspended_or_deleted_and_whoever_needs
     node.wait("the other run goes on", lambda: resumed(node, namespace), 120, tell)
     assert (owner(node, namespace), resumed(node, namespace)) == ("second", saved(one))
     suspend(node, "first", namespace, False)
-    waits = "another run is making the same artifact"
+    waits = "another run is making the same artifact: second"
     node.wait(
         "the first waits",
         lambda: waits in detail(node, "first", namespace, "fuse-a").get("message", ""),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fusechat_operator import engine as module
+from fusechat_operator import waiters
 from fusechat_operator.children import Child
 from fusechat_operator.cluster import ApiRefusal
 from fusechat_operator.engine import Engine
@@ -133,7 +134,8 @@ def an_engine(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Ed
         return world.now
 
     clock = SimpleNamespace(time=now, monotonic=now, perf_counter=now)
-    monkeypatch.setattr(module, "time", clock)
+    for each in (module, waiters):
+        monkeypatch.setattr(each, "time", clock)
     made = Engine(edges, edges, world.settings)  # type: ignore[arg-type]
     return made, edges
 

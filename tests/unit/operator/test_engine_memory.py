@@ -95,7 +95,7 @@ def test_who_waits_for_anothers_child_is_looked_at_when_it_changes(told):
     woken, after = asyncio.run(scene())
     assert woken == {("team", "run"), ("team", "other")}
     assert after == {("team", "run")}
-    assert not engine._waiting, "a run that is gone waits for nothing"
+    assert not engine.waiters.waiting, "a run that is gone waits for nothing"
 
 
 def test_a_run_that_is_gone_is_forgotten(told):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fusechat import plan as planning
-from fusechat_operator import reconcile as module
+from fusechat_operator import begins as module
 from fusechat_operator import rest
 from fusechat_operator.settings import DefaultStore
 
