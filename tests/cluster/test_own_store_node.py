@@ -31,7 +31,8 @@ def test_a_run_waits_for_its_secret_says_so_and_goes_to_its_end_in_its_own_bucke
     node.store.client.create_bucket(Bucket="team")
     own, there = Store("s3://team/fusions"), {found.key for found in node.store.keys("")}
     storage = {"uri": own.uri, "secretRef": {"name": "team-keys"}}
-    namespace = apply(node, "own", {**spec, "storage": storage})
+    namespace = node.namespace()
+    apply(node, "own", namespace, {**spec, "storage": storage})
 
     def said() -> str:
         return node.condition("own", "Ready", namespace).get("message", "")
