@@ -150,7 +150,9 @@ def test_a_beat_makes_the_job_once_and_it_never_runs(heart, server):
         (ApiRefusal(500, "InternalError", 'failed calling webhook "vjob.kb.io": no endpoints'), True),
     ],
 )
-def test_what_a_policy_refuses_and_a_webhook_that_is_away_is_not_held_against_the_watch(heart, server, clock, error, healthy):
+def test_what_a_policy_refuses_and_a_webhook_that_is_away_is_not_held_against_the_watch(
+    heart, server, clock, error, healthy
+):
     heart.leading, server.raises = True, error
     clock.now += SILENT_SECONDS
     beat(heart)
