@@ -90,9 +90,9 @@ class Asking(Edges):
             return [pod(found) for found in self.jobs[name].get("pods", ())]
         return await super().pods(namespace, name)
 
-    async def delete(self, namespace: str, gone: Child) -> None:
+    async def delete(self, namespace: str, gone: Child, whatever: bool = False) -> None:
         if self.jobs.pop(gone.name, None) is None:
-            await super().delete(namespace, gone)
+            await super().delete(namespace, gone, whatever)
 
     def publish(self) -> None:
         """What the world's children have made is in the store."""
