@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusechat.cli import gc_options
 from fusechat.errors import Unavailable, UsageError
+from fusechat.plan import plan
+from fusechat.spec import load
 
 from fusechat_operator import memory, naming
 
@@ -128,10 +130,20 @@ async def _logs(cluster: Cluster, told: argparse.Namespace, found: dict[str, Any
         sys.stdout.write(log)
         shown += 1
     if not shown:
-        details = {d["name"]: d for d in found["status"].get("details", ())}
-        where = details.get(told.step, {}).get("artifact", "its artifact")
+        where = _artifact(found, told.step)
         print(f"no Pod of {told.step} is left; the logs of all its attempts lie under {where}/logs/")
     return 0
+
+
+def _artifact(found: Mapping[str, Any], name: str) -> str:
+    """Where a step's artifact lies: its detail says so while it is at work, later its address does."""
+    told, known = found["status"], memory.read(found["status"])
+    if name == "report":
+        return str(told.get("report", "its artifact"))
+    made = plan(load(found), known.pins, known.versions)
+    address = next((step.address for step in made.steps if step.name == name), None)
+    detail, store = known.details.get(name, {}), known.store.partition(" ")[0]  # without its endpoint
+    return str(detail.get("artifact") or (f"{store}/{address}" if address else "its artifact"))
 
 
 async def _gc(cluster: Cluster, told: argparse.Namespace) -> int:

@@ -29,12 +29,16 @@ from tests.cluster import probing
 
 @dataclass
 class Act:
-    """One attempt: how it ends, after how many seconds; `publishes` None: if it ends well."""
+    """One attempt: how it ends, after how many seconds; `publishes` None: if it ends well.
+
+    `holds`: not before the store has what it publishes, however long the store is away, as entry does.
+    """
 
     exit_code: int = 0
     seconds: float = 0.2
     error: str = "as scripted"
     publishes: bool | None = None
+    holds: bool = False
 
 
 @dataclass
@@ -108,9 +112,7 @@ class Stagehand(threading.Thread):
         if uid not in self._acts:
             script = self.script.get(step)
             act = self._acts[uid] = script.pop(0) if script else Act(seconds=self.pace)
-            notes = {"fusechat.io/seconds": f"{act.seconds}s", "fusechat.io/exit-code": str(act.exit_code)}
-            meta = pod.metadata
-            self.api.patch_namespaced_pod(meta.name, meta.namespace, {"metadata": {"annotations": notes}})
+            self._tell(pod, act, "1h" if act.holds else f"{act.seconds}s")
         if pod.status.phase == "Running" and not any(p.uid == uid for p in self.played):
             act = self._acts[uid]
             threading.Thread(target=self._play, args=(pod, act), daemon=True).start()
@@ -119,6 +121,12 @@ class Stagehand(threading.Thread):
             self.played.append(
                 Played(step, told.address, uid, meta.namespace, meta.labels[naming.RUN], act.exit_code)
             )
+
+    def _tell(self, pod: Any, act: Act, lasts: str) -> None:
+        """Tell kwok how long a Pod lasts from now on, and how it ends."""
+        notes = {"fusechat.io/seconds": lasts, "fusechat.io/exit-code": str(act.exit_code)}
+        meta = pod.metadata
+        self.api.patch_namespaced_pod(meta.name, meta.namespace, {"metadata": {"annotations": notes}})
 
     def _probe(self, pod: Any) -> None:
         """`probed` has the run of each probe Pod that was answered, by its uid."""
@@ -150,6 +158,8 @@ class Stagehand(threading.Thread):
                 if publishes:
                     self._publish(store, told, attempt)
                 store.put_json(f"{told.address}/attempts/{attempt}.json", record)
+                if act.holds:
+                    self._tell(pod, act, "0s")
                 return
             except FusechatError:
                 if self._ended.wait(1):

@@ -16,7 +16,7 @@ from fusechat.spec import load
 from fusechat_operator import naming
 
 from tests.cluster.stagehand import Act, a_run
-from tests.cluster.test_lifecycle import played, wait_for_child
+from tests.cluster.test_lifecycle import played, steps_of, wait_for_child
 from tests.conftest import CHECKOUT
 from tests.unit.operator import paper
 
@@ -134,12 +134,15 @@ def test_a_training_tells_percent_rate_eta_and_its_last_checkpoint(plane, operat
 def test_each_gate_stops_before_the_training_with_what_was_measured(
     plane, operator, namespace, gate, measured
 ):
-    plane.apply(a_run("gated", sources=1, namespace=namespace, gates={gate: 0.95}))
-    plane.until("gated", "Stalled", namespace=namespace)
-    message = plane.condition("gated", "Ready", namespace)["message"]
-    assert plane.condition("gated", "Stalled", namespace)["reason"] == "GateClosed"
+    name = f"gate-{gate.lower()}"  # of its own artifacts: another run's would be hits
+    plane.apply(a_run(name, sources=1, namespace=namespace, gates={gate: 0.95}))
+    plane.until(name, "Stalled", namespace=namespace)
+    message = plane.condition(name, "Ready", namespace)["message"]
+    assert plane.condition(name, "Stalled", namespace)["reason"] == "GateClosed"
     assert all(word in message for word in (gate, measured, "0.95")), message
-    assert not [step for step in played(plane, namespace) if step.startswith("fuse")]
+    made = {*played(plane, namespace), *steps_of(plane, name, namespace)}
+    assert "filter-s0" in made
+    assert not [step for step in made if step.startswith("fuse")]
 
 
 # fusechat cluster
@@ -175,13 +178,26 @@ def test_the_commands_for_a_run_that_failed(plane, operator, namespace):
 def test_the_commands_for_a_run_that_is_at_work(plane, operator, namespace):
     there = ("-n", namespace)
     plane.hand.script["fuse-s0"] = [Act(seconds=300), Act()]
-    plane.apply(a_run("mine", sources=1, namespace=namespace))
-    child = wait_for_child(plane, "mine", "fuse-s0", namespace)["metadata"]["name"]
-    assert "no step 'fuse'" in fusechat(plane, "logs", "mine", "fuse", *there, code=64)
-    assert "goes on" in fusechat(plane, "suspend", "mine", *there)
-    plane.until("mine", "Suspended", namespace=namespace)
+    plane.apply(a_run("busy", sources=1, namespace=namespace))
+    child = wait_for_child(plane, "busy", "fuse-s0", namespace)["metadata"]["name"]
+    assert "no step 'fuse'" in fusechat(plane, "logs", "busy", "fuse", *there, code=64)
+    assert "goes on" in fusechat(plane, "suspend", "busy", *there)
+    plane.until("busy", "Suspended", namespace=namespace)
     plane.wait("its child is gone", lambda: plane.get("pytorchjob", child, namespace) is None)
-    assert plane.get("fusionrun", "mine", namespace)["spec"]["suspend"] is True
-    fusechat(plane, "resume", "mine", *there)
-    followed = fusechat(plane, "status", "mine", "--watch", *there)
-    assert "mine: Succeeded: " in followed.splitlines()[-1]
+    assert plane.get("fusionrun", "busy", namespace)["spec"]["suspend"] is True
+    fusechat(plane, "resume", "busy", *there)
+    followed = fusechat(plane, "status", "busy", "--watch", *there)
+    assert "busy: Succeeded: " in followed.splitlines()[-1]
+
+
+def test_logs_of_a_step_whose_pods_are_gone_lie_in_the_store(plane, operator, namespace):
+    run = a_run("quiet", sources=1, namespace=namespace)
+    plane.apply(run)
+    plane.until("quiet", namespace=namespace)
+    there = ("quiet", "extract-s0", "-n", namespace)
+    plane.kubectl("delete", "jobs,pytorchjobs", "--all", "-n", namespace)
+    plane.wait("its Pods are gone", lambda: not plane.children("quiet", namespace, "pods"))
+    where = f"{plane.store.uri}/{plan(load(run)).step('extract-s0').address}/logs/"
+    assert f"no Pod of extract-s0 is left; the logs of all its attempts lie under {where}" in fusechat(
+        plane, "logs", *there
+    )
