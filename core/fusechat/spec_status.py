@@ -168,3 +168,6 @@ class Status(Base):
     last_retry: Short | None = Field(None, description="The last fusechat.io/retry-at that was obeyed.")
     started: Time | None = Field(None, description="When the run's first step began.")
     finished: Time | None = Field(None, description="When it ended.")
+    cleared: bool | None = Field(
+        None, description="Whether an ended run's finished TrainJobs are cleared away."
+    )

@@ -18,6 +18,7 @@ from fusechat_operator.begins import Begins
 from fusechat_operator.children import Child
 from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
+from fusechat_operator.fit import fit
 from fusechat_operator.memory import Memory
 from fusechat_operator.once import Once
 from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
@@ -50,13 +51,15 @@ def reconcile(
 
 
 def _clear(once: Once, look: Look, now: float) -> Decision:
-    """What an ended run still has to do: its finished TrainJobs go after the run's ttl."""
+    """What an ended run still has to do: its finished TrainJobs go after the run's ttl, and then it rests."""
     if rest.rests(once.found) or once.refusal:
         return Decision()
     run, known = once.run, once.memory
     made, _ = once.plan(known.pins)
     old = leftovers.trainjobs(look, str(run.metadata.uid), made, once.place, known.lines, run.spec.ttl, now)
-    return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
+    if look.asks or look.troubles or old.gone or old.again is not None:
+        return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
+    return Decision(status=fit({**once.found["status"], "cleared": True}))
 
 
 def _refused(found: Mapping[str, Any], known: Memory, sentence: str, look: Look, now: float) -> Decision:

@@ -27,7 +27,10 @@ def rests(found: Mapping[str, Any]) -> bool:
     """Whether a look at it would do nothing: it has ended, and has no TrainJob that is to go some day."""
     if "deletionTimestamp" in found["metadata"]:
         return True
-    return is_over(found) and not str(found["status"].get("launcher", "")).startswith("TrainJob")
+    if not is_over(found):
+        return False
+    status = found["status"]
+    return bool(status.get("cleared")) or not str(status.get("launcher", "")).startswith("TrainJob")
 
 
 def retry_at(found: Mapping[str, Any]) -> str:

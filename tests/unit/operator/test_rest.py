@@ -38,9 +38,30 @@ def tried_again_in_vain() -> World:
     return world
 
 
-def edited() -> World:
-    world = ended()
+def edited(world: World | None = None) -> World:
+    world = world or ended()
     world.edit(ttl="2h")
+    return world
+
+
+def cleared() -> World:
+    """Its TrainJobs are gone by its time to live."""
+    world = World(a_run(launcher="TrainJob", ttl="10m"))
+    world.drive()
+    world.now += 601
+    world.settle()
+    assert sorted(world.deleted) == ["fuse-s0", "fuse-s1"]
+    return world
+
+
+def of_hits() -> World:
+    """Another has trained all of it."""
+    world = World(a_run(launcher="TrainJob"))
+    world.drive()
+    world.remove("run")
+    world.add(a_run(launcher="TrainJob"))
+    world.drive()
+    world.settle()
     return world
 
 
@@ -57,6 +78,8 @@ RESTING = {
     "failed": lambda: ended(failed=True),
     "failed, and again after a retry": tried_again_in_vain,
     "deleted": deleted,
+    "of TrainJobs that are gone": cleared,
+    "of hits in place of TrainJobs": of_hits,
 }
 BUSY = {
     "new": lambda: World(a_run()),
@@ -65,6 +88,7 @@ BUSY = {
     "retried": retried,
     "suspended": lambda: World(a_run(suspend=True)),
     "of TrainJobs": lambda: ended(launcher="TrainJob"),
+    "of TrainJobs that were gone, and edited": lambda: edited(cleared()),
     "unplannable, which another operator may plan": unplannable,
 }
 
@@ -88,3 +112,23 @@ def test_a_note_of_somebody_else_wakes_nobody():
     world.runs["run"]["metadata"]["annotations"]["example.org/team"] = "x"
     assert naming.RETRY_AT not in world.runs["run"]["metadata"]["annotations"]
     assert rests(world.runs["run"])
+
+
+def test_an_edit_of_a_run_whose_trainjobs_are_gone_makes_and_clears_those_that_it_needs():
+    world = edited(cleared())
+    world.edit(fuse={"epochs": 9})
+    world.drive()
+    assert not rests(world.runs["run"])
+    world.now += 2 * 3600 + 1
+    world.settle()
+    assert len(world.deleted) == 4
+    assert rests(world.runs["run"])
+
+
+@pytest.mark.parametrize("answer", ["no answer", "not gone yet"])
+def test_a_run_whose_trainjobs_may_be_there_still_does_not_rest(answer):
+    world = ended(launcher="TrainJob")
+    world.now += 601 if answer == "no answer" else 1
+    world.away = lambda ask: answer == "no answer" and ask.what == "own"
+    world.settle()
+    assert not rests(world.runs["run"])
