@@ -45,28 +45,25 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
     """The cause of a failed child.
 
     The Pods that are left speak first; where they are gone, the newest record that entry wrote to the store
-    since the child was made; where neither says anything, a Pod vanished, which is a disruption.
+    since the child was made (of several Pods, all of them: the others were stopped because of one); where
+    neither says anything, a Pod vanished, which is a disruption.
     """
     found, together = [_of_pod(pod) for pod in failed_pods(pods)], train_together(child)
-    records = [_of_code(int(a["exitCode"]), str(a.get("error", ""))) for a in _since(attempts, child)]
-    if together:
-        found += records
-    elif not found:
-        found = records[-1:]
-    if together and len(pods) < child.pods and all(c.exit_code in ECHOES for c in found):
-        found = []  # nobody says why, and a Pod is gone: they lost that one
-    if found:
-        return min(found, key=lambda c: _rank(c, together))
+    if together or not found:
+        found += _recorded(attempts, child.created, child.pods)
+    if why := _first(found, together, len(pods) < child.pods):
+        return why
     if child.reason == "DeadlineExceeded":
         return Cause("bug", None, "it ran past its deadline")
     return Cause("disruption", None, f"its Pod vanished ({child.message or child.reason or 'no trace left'})")
 
 
-def of_records(attempts: Sequence[Mapping[str, Any]], since: float) -> Cause | None:
-    """Why the newest attempt that failed after `since` did, as entry wrote it down; None where none did."""
-    failed = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= since]
-    last = max(failed, key=lambda a: str(a["ended"]), default=None)
-    return _of_code(int(last["exitCode"]), str(last.get("error", ""))) if last else None
+def unseen(
+    attempts: Sequence[Mapping[str, Any]], since: float, pods: int, together: bool = False
+) -> Cause | None:
+    """Why a child of so many Pods failed after `since`, of which only entry's records are left, if any."""
+    found = _recorded(attempts, since, pods)
+    return _first(found, together and pods > 1, len(found) < pods)
 
 
 def before_this(pods: Sequence[Pod]) -> str:
@@ -86,6 +83,13 @@ def is_of_the_recipe(why: Cause) -> bool:
 def train_together(child: Child) -> bool:
     """Whether its Pods are ranks of one training: who loses a peer fails too, and does not know why."""
     return child.pods > 1 and child.address.startswith("fuse/")
+
+
+def _first(found: Sequence[Cause], together: bool, some_gone: bool) -> Cause | None:
+    """The cause of them all; None where nobody says why and a Pod is gone: the others lost that one."""
+    if together and some_gone and all(c.exit_code in ECHOES for c in found):
+        return None
+    return min(found, key=lambda c: _rank(c, together), default=None)
 
 
 def _rank(cause: Cause, together: bool) -> tuple[int, bool]:
@@ -129,7 +133,9 @@ def _of_code(code: int, sentence: str, trace: str = "") -> Cause:
     return Cause("bug", code, sentence or f"exit code {code}{': ' + trace if trace else ''}")
 
 
-def _since(attempts: Sequence[Mapping[str, Any]], child: Child) -> list[Mapping[str, Any]]:
-    """Records of attempts that failed since the child was made, the newest last."""
-    since = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= child.created]
-    return sorted(since, key=lambda a: str(a["ended"]))
+def _recorded(attempts: Sequence[Mapping[str, Any]], since: float, pods: int) -> list[Cause]:
+    """What failed since then, as entry wrote it down: of a single Pod, which has tried again, the newest."""
+    failed = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= since]
+    failed.sort(key=lambda a: str(a["ended"]))
+    told = failed if pods > 1 else failed[-1:]
+    return [_of_code(int(a["exitCode"]), str(a.get("error", ""))) for a in told]

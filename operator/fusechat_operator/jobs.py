@@ -107,6 +107,11 @@ def _template(work: Work, step: Step, container: str) -> Manifest:
     return pods.template(work.run, step, work.place, work.settings, arguments(work, step), child, container)
 
 
+def pods_of(step: Step) -> int:
+    """How many Pods work at a step together."""
+    return int(step.runtime.get("nodes", 1)) if step.stage == "fuse" else step.shards
+
+
 def _metadata(work: Work, step: Step) -> Manifest:
     run = work.run
     labels = {
@@ -120,14 +125,13 @@ def _metadata(work: Work, step: Step) -> Manifest:
         labels[naming.QUEUE] = run.spec.scheduling.queue_name
         if priority := run.metadata.labels.get(naming.QUEUE_PRIORITY):
             labels[naming.QUEUE_PRIORITY] = priority
-    pods_of_step = int(step.runtime.get("nodes", 1)) if step.stage == "fuse" else step.shards
     return {
         "name": name_of(step, work.place),
         "namespace": run.metadata.namespace,
         "labels": labels,
         "annotations": {
             naming.ADDRESS: str(step.address),
-            naming.GPUS: str(pods.gpus(run, step) * pods_of_step),
+            naming.GPUS: str(pods.gpus(run, step) * pods_of(step)),
         },
         "ownerReferences": [naming.owner(dict(work.object))],
     }

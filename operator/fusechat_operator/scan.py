@@ -63,12 +63,17 @@ class Scanner(Attempts):
             self.found.shared.append(child.name)
             self.found.again.append(self.work.settings.poll_seconds)
             return self._hold(line, f"the child of run {child.run} is being removed")
-        if child.terminating:
+        if child.terminating and not self._went_unseen(line, child):
             return self._going(replace(line, ended=line.ended or child.uid))
         if child.owner != self.uid:
             return self._of_another(step, line, child)
         self.found.children[step.name] = child
         return self._own(step, line, child)
+
+    def _went_unseen(self, line: Line, child: Child) -> bool:
+        """Whether it has ended, is on its way out (its time to live is over), and nobody has counted it."""
+        ended = child.phase in ("Complete", "Failed")
+        return ended and line.state == "Running" and line.ended != child.uid
 
     def _child(self, step: Step) -> Any:
         """The step's child, of whatever kind: another run may train the same by another launcher."""

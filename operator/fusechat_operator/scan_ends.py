@@ -11,7 +11,8 @@ from dataclasses import replace
 from fusechat.plan import Step
 from fusechat.progress import Observed, State
 
-from fusechat_operator.causes import Cause, cause, of_records, train_together
+from fusechat_operator import jobs
+from fusechat_operator.causes import Cause, cause, train_together, unseen
 from fusechat_operator.children import Child, failed_pods, met, seconds
 from fusechat_operator.facts import UNKNOWN
 from fusechat_operator.memory import Line
@@ -52,7 +53,7 @@ class Attempts(Lines):
             return self._unknown(line)
         detail = self.memory.details.get(step.name, {})
         begun = max(seconds(text) or 0.0 for text in (detail.get("started"), self.memory.started))
-        why = of_records(found, begun)
+        why = unseen(found, begun, jobs.pods_of(step), step.stage == "fuse")
         if why is None or why.kind == "disruption":
             why = Cause("disruption", None, "its child was removed")
         counted = line.counted(why.kind, line.ended)

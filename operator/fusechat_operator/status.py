@@ -80,7 +80,7 @@ def render(
         "progress": f"{done}/{len(counted)}",
         "cached": f"{cached}/{len(counted)}",
         "steps": [line_json(line, brief=len(lines) > MANY_STEPS) for line in lines],
-        "details": _details(work, memory, scan, extras),
+        "details": _details(work, memory, scan, extras, now),
         "plan": dict(frozen),
         "launcher": extras.launcher or memory.launcher or None,
         "model": extras.model or old.get("model"),
@@ -171,12 +171,12 @@ def _condition(
     }
 
 
-def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras) -> list[dict[str, Any]]:
+def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, now: float) -> list[dict[str, Any]]:
     """Failed steps first, then active ones, then those that wait for a reason of their own; some of many."""
     rank = {"Failed": 0, "Running": 1, "Waiting": 2}
     told = [step for step in work.plan.steps if scan.lines[step.name].state in rank]
     told.sort(key=lambda step: rank[scan.lines[step.name].state])
-    return [_detail(work, memory, scan, extras, step) for step in told[: most_details(work.plan)]]
+    return [_detail(work, memory, scan, extras, step, now) for step in told[: most_details(work.plan)]]
 
 
 def most_details(plan: Plan) -> int:
@@ -184,19 +184,24 @@ def most_details(plan: Plan) -> int:
     return MOST_DETAILS // 2 if len(plan.steps) > MANY_STEPS else MOST_DETAILS
 
 
-def _detail(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: Step) -> dict[str, Any]:
+def _detail(
+    work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, step: Step, now: float
+) -> dict[str, Any]:
     line, child = scan.lines[step.name], scan.children.get(step.name)
     before, kind = memory.details.get(step.name, {}), jobs.kind_of(step, work.launcher)
     message = extras.errors.get(step.name) or scan.waits.get(step.name, "")
     if not message and line.state == "Failed":
         message = before.get("message", "")
+    # An attempt whose child nobody has seen at work yet began now, and what was recorded before is not its own.
+    new = line.state == "Running" and memory.lines.get(step.name, Line(step.name)).state != "Running"
+    begun = child.started if child and child.started else now if new else None
     # One that waits to go on goes on from there.
     kept = {k: before[k] for k in _KEPT if k in before} if line.state == "Waiting" else {}
     made: dict[str, Any] = {
         "name": step.name,
         "child": f"{kind}/{jobs.name_of(step, work.place)}" if step.address else None,
         "attempts": line_json(line).get("tries"),
-        "started": timestamp(child.started) if child and child.started else before.get("started"),
+        "started": timestamp(begun) if begun else before.get("started"),
         "finished": timestamp(child.ended) if child and child.ended else None,
         "shards": f"{child.succeeded}/{child.pods}" if child and child.pods > 1 and step.shards > 1 else None,
         "artifact": f"{work.place.uri}/{step.address}",

@@ -230,6 +230,42 @@ def test_the_bug_of_an_attempt_before_a_retry_is_not_this_ones():
     assert world.line("extract-s0")["tries"]["disruption"] == 1
 
 
+def test_of_ranks_that_nobody_saw_the_one_with_the_bug_counts_and_not_its_echo():
+    world = begun("fuse-s0", launcher="Job", fuse={"nodes": 2, "processes": 1})
+    goes_unseen(world, "fuse-s0", 65)
+    echo = {"exitCode": 1, "error": "connection reset by peer"}
+    echo |= {key: timestamp(world.now - 690) for key in ("started", "ended")}  # later than the bug
+    world.attempts_of[world.address("fuse-s0")].append(echo)
+    world.script.clear()
+    world.drive()
+    assert (world.attempts("fuse-s0"), world.line("fuse-s0")["tries"]["bug"]) == (1, 1)
+    assert "bad data" in world.condition("Stalled")["message"]
+
+
+def test_the_record_of_an_earlier_attempt_is_not_that_of_one_that_left_none():
+    world = World(a_run())
+    world.script["fuse-s0"] = [fails(75, "the hub is away"), *[nothing] * 1000]
+    world.drive(until=lambda: world.attempts("fuse-s0") == 2)
+    ended = timestamp(world.now - 1)
+    world.attempts_of[world.address("fuse-s0")] = [{"exitCode": 75, "error": "away", "ended": ended}]
+    found = world.child_of("fuse-s0")
+    world.gone(f"{found['kind']}/{found['metadata']['name']}")
+    world.script.clear()
+    world.drive()
+    assert world.line("fuse-s0")["tries"] == {"disruption": 1, "infrastructure": 1, "bug": 0}
+
+
+def test_a_failed_child_that_is_on_its_way_out_before_its_end_was_seen_says_why():
+    world = begun("extract-s0")
+    world.script.clear()
+    found = world.child_of("extract-s0")
+    fails(65, "bad data")(world, found)
+    found["metadata"]["deletionTimestamp"] = timestamp(world.now)
+    world.drive(until=lambda: bool(world.condition("Stalled")))
+    assert world.line("extract-s0")["tries"]["bug"] == 1
+    assert "bad data" in world.condition("Stalled")["message"]
+
+
 @pytest.mark.parametrize("change", [{"suspend": True}, {"deadline": "1m"}, {"fuse": {"epochs": 9}}])
 def test_the_gpu_seconds_of_a_training_that_is_stopped_are_counted_once(change):
     gpus = {"fuse": {"gpus": 2}}
