@@ -192,7 +192,7 @@ def _detail(
     message = extras.errors.get(step.name) or scan.waits.get(step.name, "")
     if not message and line.state == "Failed":
         message = before.get("message", "")
-    # An attempt whose child nobody has seen at work yet began now, and what was recorded before is not its own.
+    # An attempt whose child nobody has seen at work yet began now; what was recorded before is not its own.
     new = line.state == "Running" and memory.lines.get(step.name, Line(step.name)).state != "Running"
     begun = child.started if child and child.started else now if new else None
     # One that waits to go on goes on from there.
