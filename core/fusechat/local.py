@@ -22,7 +22,7 @@ from fusechat import launch
 from fusechat.errors import FusechatError, UsageError
 from fusechat.hits import Hits, Server
 from fusechat.plan import Plan, Step, plan, report_step, resolve_step
-from fusechat.processes import HEAVY, Process, Processes, wait_any
+from fusechat.processes import HEAVY, Process, Processes, own_folder, wait_any
 from fusechat.progress import Observed, State, decide, gates_of, needed
 from fusechat.record import record
 from fusechat.spec import FusionRun
@@ -87,6 +87,7 @@ class Runner:
         self._watcher, self._forget = watcher, forget
         self._uid = run.metadata.uid or run.metadata.name
         self._folder = settings.home / "runs" / run.metadata.name
+        self._work = self._folder / "work"
         self._processes = Processes(settings.environment, settings.threads)
         self._active: list[Process] = []
         self._codes: dict[str, list[int]] = {}
@@ -101,6 +102,10 @@ class Runner:
 
     def run(self) -> Outcome:
         """Carry the plan out. Never raises for what happens to a step."""
+        with own_folder(self._work) as self._work:
+            return self._run_here()
+
+    def _run_here(self) -> Outcome:
         begun = time.monotonic()
         made: Plan | None = None
         try:
@@ -197,7 +202,7 @@ class Runner:
                 (index, shards),
                 step.runtime,
             )
-            folder = self._folder / "work" / f"{step.name}-{index}"
+            folder = self._work / f"{step.name}-{index}"
             log = self._folder / "logs" / f"{step.name}{f'-{index}' if shards > 1 else ''}.log"
             started = self._processes.start((step.name, index), step.stage, launch.argv(told), folder, log)
             self._active.append(started)
@@ -310,7 +315,8 @@ class Runner:
         manifest = self._hits.manifests.pop(step.name)
         target = self._folder / "report.html"
         for entry in manifest.files:
-            self._store.download(entry, self._folder / entry.name)
+            self._store.download(entry, self._work / entry.name)
+            (self._work / entry.name).replace(self._folder / entry.name)
         return target if target.exists() else None
 
     def record(self, made: Plan) -> dict[str, Any]:

@@ -8,6 +8,8 @@ found by entry point (`fusechat.stages`: `entry`, `preload`): core imports none 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from multiprocessing.connection import wait
@@ -37,6 +39,21 @@ SERVER_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
 
 ORPHAN_SECONDS = 30.0
 """What a stage whose runner died has to save its work."""
+
+
+@contextlib.contextmanager
+def own_folder(beside: Path) -> Iterator[Path]:
+    """`beside`, or where another runner has it `beside`-2 and so on: a file in it is of one process alone."""
+    for number in itertools.count(1):
+        folder = beside if number == 1 else beside.with_name(f"{beside.name}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield folder
+            return
 
 
 @dataclass

@@ -127,7 +127,7 @@ class Reporter:
             news, self._saved = saved != before, saved
             if self._file and (done >= total or news or now - self._last["file"] > 0.1):
                 self._last["file"] = now
-                partial = Path(self._file + ".partial")
+                partial = Path(f"{self._file}.{os.getpid()}")  # one whose runner died may still end beside us
                 partial.write_text(json.dumps(state))
                 partial.replace(self._file)
             if now - self._last["line"] > 5:

@@ -5,7 +5,7 @@ import signal
 from multiprocessing import forkserver
 
 import pytest
-from fusechat.processes import Processes, wait_any
+from fusechat.processes import Processes, own_folder, wait_any
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore::UserWarning")]
 WRONG = ["fuse", "--bad"]
@@ -38,3 +38,14 @@ def test_a_killed_server_is_started_again_and_its_processes_count_as_killed(tmp_
     assert ended(lost) in (-signal.SIGKILL, 64)
     again = processes.start("x", "fuse", WRONG, tmp_path / "work", tmp_path / "log")
     assert ended(again) == 64
+
+
+def test_two_runners_of_one_run_never_share_a_folder_and_what_one_left_is_taken_again(tmp_path):
+    work = tmp_path / "run" / "work"
+    with own_folder(work) as first, own_folder(work) as second:
+        (first / "kept").touch()
+        assert first != second
+        assert {first.parent, second.parent} == {work.parent}
+    with own_folder(work) as again:
+        assert again == first == work
+        assert (again / "kept").exists(), "a stage whose runner died may still save"
