@@ -23,6 +23,9 @@ OURS = "jobs,pytorchjobs,pods,services,persistentvolumeclaims"
 INDEXES = ("batch.kubernetes.io/job-completion-index", "training.kubeflow.org/replica-index")
 TYPE = "training.kubeflow.org/replica-type"
 
+COLLECTOR_SECONDS = 90.0
+"""Of a new CRD the cluster's garbage collector learns up to half a minute later: this cluster is young."""
+
 
 class Record:
     """Every state of a namespace's children and Pods, as it came."""
@@ -98,7 +101,7 @@ def recorded(
         yield record
         _published(plane, made, {*steps} - {*fails, "report"})
         plane.kubectl("delete", "fusionrun", name, "-n", namespace)
-        plane.wait("all of the run goes", lambda: not _there(plane, namespace), 60)
+        plane.wait("all of the run goes", lambda: not _there(plane, namespace), COLLECTOR_SECONDS)
         for each in record.watches:
             each.end()
     broken = [why for each in record.watches for why in each.broken]

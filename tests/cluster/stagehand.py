@@ -9,6 +9,7 @@ A test scripts the attempts of a step, `hand.script["extract-a"] = [Act(exit_cod
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
@@ -201,17 +202,22 @@ def _now() -> str:
 def a_run(
     name: str, sources: int = 2, namespace: str = "default", pinned: bool = True, **spec: Any
 ) -> dict[str, Any]:
-    """A FusionRun on s3:// models that nobody has to have: fake nodes read nothing."""
+    """A FusionRun on s3:// models that nobody has to have: fake nodes read nothing.
+
+    Runs of one name have the same recipe in all of a test file, and another than those of other files, whose
+    artifacts may lie in the same store.
+    """
+    recipe = [os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0], name]
 
     def model(label: str) -> dict[str, Any]:
         made = {"name": label, "uri": f"s3://fuse/models/{label}"}
-        return {**made, "revision": f"sha256:{digest([name, label])}"} if pinned else made
+        return {**made, "revision": f"sha256:{digest([*recipe, label])}"} if pinned else made
 
     data = {"uri": "s3://fuse/data/conversations.jsonl"}
     questions = {"uri": "s3://fuse/data/questions.jsonl"}
     if pinned:
-        data["revision"] = f"sha256:{digest([name, 'data'])}"
-        questions["revision"] = f"sha256:{digest([name, 'questions'])}"
+        data["revision"] = f"sha256:{digest([*recipe, 'data'])}"
+        questions["revision"] = f"sha256:{digest([*recipe, 'questions'])}"
     body: dict[str, Any] = {
         "pivot": model("pivot-model"),
         "sources": [model(f"s{i}") for i in range(sources)],

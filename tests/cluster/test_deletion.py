@@ -12,14 +12,12 @@ import pytest
 from fusechat.plan import plan
 from fusechat.spec import load
 
+from tests.cluster.recorded import COLLECTOR_SECONDS
 from tests.cluster.stagehand import Act, a_run
 from tests.cluster.test_lifecycle import played, wait_for_child
 
 THE_CLUSTERS = {"configmap/kube-root-ca.crt", "serviceaccount/default"}
 """What it gives to every namespace, some time after that was made."""
-
-COLLECTOR_SECONDS = 90.0
-"""Of a new CRD the cluster's garbage collector learns up to half a minute later: this cluster is young."""
 
 
 def all_in(plane, namespace) -> set[str]:
