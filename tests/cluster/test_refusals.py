@@ -98,19 +98,21 @@ def test_a_run_that_this_cluster_cannot_run_is_stalled_and_nothing_runs(plane, s
         "api-resources", "--api-group=trainer.kubeflow.org", "-o", "name"
     ):
         pytest.skip("this cluster has Kubeflow Trainer")
+    # A recipe of its own: the operator of the next test may be able to run it, and publishes what it makes.
+    name = what.replace(" ", "-")
     start(**environment)
-    pods, run = Pods(plane, namespace), a_run("bad", namespace=namespace)
+    pods, run = Pods(plane, namespace), a_run(name, namespace=namespace)
     spoil(run)
     plane.apply(run)
-    plane.until("bad", "Stalled", namespace=namespace)
-    stalled = plane.condition("bad", "Stalled", namespace)
+    plane.until(name, "Stalled", namespace=namespace)
+    stalled = plane.condition(name, "Stalled", namespace)
     assert stalled["reason"] == reason
     assert [word for word in words if word not in stalled["message"]] == []
-    assert stalled["message"] == said(plane, "bad", namespace)
-    assert plane.condition("bad", "Succeeded", namespace)["status"] == "False"
-    plane.wait("no child is left", lambda: not plane.children("bad", namespace, "jobs,pytorchjobs,services"))
+    assert stalled["message"] == said(plane, name, namespace)
+    assert plane.condition(name, "Succeeded", namespace)["status"] == "False"
+    plane.wait("no child is left", lambda: not plane.children(name, namespace, "jobs,pytorchjobs,services"))
     assert not pods.end().seen
-    uid = plane.get("fusionrun", "bad", namespace)["metadata"]["uid"]
+    uid = plane.get("fusionrun", name, namespace)["metadata"]["uid"]
     record = plane.store.get_json(f"runs/{uid}.json") or {"steps": []}
     assert not [step for step in record["steps"] if step["attempts"] or step["state"] == "Succeeded"]
 
