@@ -59,10 +59,13 @@ def cause(child: Child, pods: Sequence[Pod], attempts: Sequence[Mapping[str, Any
 
 
 def unseen(
-    attempts: Sequence[Mapping[str, Any]], since: float, pods: int, together: bool = False
+    attempts: Sequence[Mapping[str, Any]], since: float, pods: int, together: bool = False, counted: int = 0
 ) -> Cause | None:
-    """Why a child of so many Pods failed after `since`, of which only entry's records are left, if any."""
-    found = _recorded(attempts, since, pods)
+    """Why a child of so many Pods failed after `since`, of which only entry's records are left, if any.
+
+    `counted`: how many of its troubles outside are known, from which it went on by itself.
+    """
+    found = _recorded(attempts, since, pods, counted)
     return _first(found, together and pods > 1, len(found) < pods)
 
 
@@ -133,9 +136,13 @@ def _of_code(code: int, sentence: str, trace: str = "") -> Cause:
     return Cause("bug", code, sentence or f"exit code {code}{': ' + trace if trace else ''}")
 
 
-def _recorded(attempts: Sequence[Mapping[str, Any]], since: float, pods: int) -> list[Cause]:
+def _recorded(
+    attempts: Sequence[Mapping[str, Any]], since: float, pods: int, counted: int = 0
+) -> list[Cause]:
     """What failed since then, as entry wrote it down: of a single Pod, which has tried again, the newest."""
     failed = [a for a in attempts if a.get("exitCode") and (seconds(a.get("ended")) or 0.0) >= since]
     failed.sort(key=lambda a: str(a["ended"]))
+    known = [n for n, a in enumerate(failed) if a["exitCode"] in OUTSIDE_CODES][:counted]
+    failed = [a for n, a in enumerate(failed) if n not in known]
     told = failed if pods > 1 else failed[-1:]
     return [_of_code(int(a["exitCode"]), str(a.get("error", ""))) for a in told]

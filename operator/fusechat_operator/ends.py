@@ -30,6 +30,7 @@ class Ends(Pass):
     """A pass that can end its run."""
 
     halted: Sequence[Child] = ()
+    aside: Mapping[str, Line] = {}
     resolve: str | None = None
     """Address of the step that answered what the spec leaves open, if this pass asked it."""
 
@@ -50,6 +51,7 @@ class Ends(Pass):
         line = side.lines[step.name]
         scan.again += side.again
         scan.delete += side.delete
+        scan.stop += side.stop
         if line.done or line.state == "Failed":
             self.extras.report = f"{self.place.uri}/{step.address}" if line.done else None
             note = "" if line.done else f" The report was not made: {side.observed[step.name].error}"
@@ -146,7 +148,15 @@ class Ends(Pass):
         return True
 
     def _stop_all(self, work: jobs.Work, sentence: str) -> Decision:
-        return self._end(work, self._stopped(work), Verdict("Stalled", "DeadlineExceeded", sentence))
+        scan = self._stopped(work)
+        own = {child.name: child for child in self.look("own", self.uid)}
+        for step in work.plan.steps:
+            if scan.lines[step.name].state == "Running":  # it ended just then, and nobody will look again
+                scan.lines[step.name] = replace(scan.lines[step.name], state="Waiting")
+                if child := own.get(jobs.name_of(step, self.place)):
+                    spent = (child.ended or self.now) - (child.started or self.now)
+                    scan.gpu_seconds += child.gpus * max(0.0, spent)
+        return self._end(work, scan, Verdict("Stalled", "DeadlineExceeded", sentence))
 
     def _suspend(self, work: jobs.Work) -> Decision:
         """Nothing finished is touched."""
@@ -161,6 +171,7 @@ class Ends(Pass):
         """The ends of children that were halted count for nothing."""
         active = {child.name: child for child in self.halted}
         scan = self._remembered(work.plan)
+        scan.lines |= self.aside
         for step in work.plan.steps:
             child = active.get(jobs.name_of(step, self.place)) if step.address else None
             if child:

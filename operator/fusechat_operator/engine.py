@@ -126,7 +126,9 @@ class Engine:
             decision = replace(decision, stop=tuple(c for c in decision.stop if c.uid not in stopped))
             if not decision.asks:
                 return await self._carry_out(key, found, decision, own)
-            await self._stop(key, decision)  # before the store is asked, which may never answer
+            # Before the store is asked, which may never answer.
+            if refused := await self._stop(key, decision):
+                return await self._hold_for(key, found, "Waiting", refused)
             stopped |= {child.uid for child in decision.stop}
             asks = list(decision.asks)
             answers = await asyncio.gather(*(self._answer(key, ask, facts, own) for ask in asks))
@@ -136,9 +138,17 @@ class Engine:
             facts.update(zip(asks, answers, strict=True))
         raise RuntimeError(f"reconcile still asks after {ROUNDS} rounds: {sorted(decision.asks)[:3]}")
 
-    async def _stop(self, key: Key, decision: Decision) -> None:
+    async def _stop(self, key: Key, decision: Decision) -> str:
+        """What the API server will not have deleted, and why: the others are stopped all the same."""
+        refused = []
         for child in decision.stop:
-            await self.cluster.delete(key[0], child, whatever=True)
+            try:
+                await self.cluster.delete(key[0], child, whatever=True)
+            except ApiRefusal as error:
+                if not (error.webhook_is_away or error.status in (400, 403, 422)):
+                    raise
+                refused.append(f"{child.kind} {child.name} cannot be stopped: {error}")
+        return "; ".join(refused[:3])
 
     async def _own_store(self, key: Key, found: dict[str, Any], once: Once) -> OwnStore | None:
         """The store that a run names, if it is not the default one."""
@@ -207,12 +217,12 @@ class Engine:
     async def _carry_out(
         self, key: Key, found: dict[str, Any], decision: Decision, own: OwnStore | None = None
     ) -> float | None:
-        await self._stop(key, decision)
-        documents = {**decision.documents, **decision.notes}
-        if own and await own.write(documents, decision.forget) is not None:
+        if refused := await self._stop(key, decision):
+            return await self._hold_for(key, found, "Waiting", refused)
+        if own and await own.write(decision.documents, decision.forget) is not None:
             return await self._hold(key, found, own)
         if own is None and (trouble := await self._store(decision)):
-            return await self._hold_for(key, found, trouble)
+            return await self._hold_for(key, found, "StoreUnavailable", trouble.sentence)
         if not await self._create(key, decision):
             return 0.05
         await self._write(key, found, decision)
@@ -225,6 +235,8 @@ class Engine:
             await self._tell(found, event)
         self._count(key, found, decision)
         if own:
+            if decision.notes:
+                await own.write(decision.notes, ())
             await own.decided(decision)
             if own.is_over:
                 self._own.pop(key, None)
@@ -243,10 +255,10 @@ class Engine:
                 return trouble
         return None
 
-    async def _hold_for(self, key: Key, found: dict[str, Any], trouble: Trouble) -> float:
-        """Nothing of a decision is carried out that the store does not take; the status says why."""
-        log.warning("%s/%s: %s", *key, trouble.sentence)
-        verdict = Verdict("Stuck", "StoreUnavailable", trouble.sentence)
+    async def _hold_for(self, key: Key, found: dict[str, Any], reason: str, sentence: str) -> float:
+        """What the store or the cluster does not take is not carried out; the status says why."""
+        log.warning("%s/%s: %s", *key, sentence)
+        verdict = Verdict("Stuck", reason, sentence)
         made = status.held(found, memory.read(found.get("status", {})), verdict, time.time())
         await self._write(key, found, Decision(status=made))
         return STORE_PAUSE_SECONDS
@@ -263,7 +275,7 @@ class Engine:
             except ApiRefusal as error:
                 away = error.webhook_is_away
                 stays = error.status == 409 and self._failures.get(key, 0) >= CONFLICTS
-                if not (away or stays or error.status in (400, 403, 422)):
+                if not (away or stays or error.status in (400, 403, 404, 422)):
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):

@@ -19,7 +19,7 @@ from fusechat_operator.children import Child
 from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
 from fusechat_operator.fit import fit
-from fusechat_operator.memory import Memory
+from fusechat_operator.memory import Line, Memory
 from fusechat_operator.once import Once
 from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
 from fusechat_operator.scan import Scanner
@@ -54,9 +54,13 @@ def _clear(once: Once, look: Look, now: float) -> Decision:
     """What an ended run still has to do: its finished TrainJobs go after the run's ttl, and then it rests."""
     if rest.rests(once.found) or once.refusal:
         return Decision()
+    if ready := rest.ready_of(once.found["status"]):
+        told = [c for c in once.found["status"]["conditions"] if c["type"] != "Ready"]
+        return Decision(status={**once.found["status"], "conditions": [dict(ready), *told]})
     run, known = once.run, once.memory
-    made, _ = once.plan(known.pins)
-    old = leftovers.trainjobs(look, str(run.metadata.uid), made, once.place, known.lines, run.spec.ttl, now)
+    made, _ = once.plan(known.pins, known.versions)
+    lines = {step.name: Line(step.name, "Succeeded") for step in made.steps}  # whatever had become of them
+    old = leftovers.trainjobs(look, str(run.metadata.uid), made, once.place, lines, run.spec.ttl, now)
     if look.asks or look.troubles or old.gone or old.again is not None:
         return Decision(asks=frozenset(look.asks), delete=old.gone, again=old.again)
     return Decision(status=fit({**once.found["status"], "cleared": True}))
@@ -131,6 +135,7 @@ class _Pass(Begins):
         run, one = self.run, self._alone(step)
         work = jobs.Work(self.found, run, one, self.settings, self.place)
         self.frozen = self.found.get("status", {}).get("plan") or {}
+        self.aside = {n: line for n, line in self.memory.lines.items() if n != step.name}
         if self.run.spec.suspend:
             return self._suspend(work)
         if late := self._deadline():

@@ -30,7 +30,21 @@ def rests(found: Mapping[str, Any]) -> bool:
     if not is_over(found):
         return False
     status = found["status"]
+    if ready_of(status) is not None:
+        return False
     return bool(status.get("cleared")) or not str(status.get("launcher", "")).startswith("TrainJob")
+
+
+def ready_of(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What an ended run's Ready should say where it says something else; None where it is right.
+
+    It may tell of trouble with a retry that was taken back before it began.
+    """
+    told = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    ready, outcome = told.get("Ready"), told.get("Succeeded")
+    if not ready or not outcome or all(ready[key] == outcome[key] for key in ("status", "reason")):
+        return None
+    return {**outcome, "type": "Ready"}
 
 
 def retry_at(found: Mapping[str, Any]) -> str:

@@ -123,6 +123,8 @@ class Scanner(Attempts):
                 return self._hold(line, "its last Pods are ending")
         if line.state == "Running":
             return self._vanished(step, line)
+        if line.state == "Waiting" and line.infrastructure and (held := self._pausing(step, line)):
+            return held
         if isinstance(artifact, Artifact):
             self.found.forget.append(str(step.address))  # stale: it is made anew of this run's inputs
         return self._set(replace(line, state="Pending"))
@@ -130,6 +132,8 @@ class Scanner(Attempts):
     def _of_another(self, step: Step, line: Line, child: Child) -> Observed:
         """A child of another run that makes the same artifact."""
         if child.phase in ("Active", "Waiting"):
+            if line.state == "Failed":
+                return self._set(line)
             self.found.shared.append(child.name)
             told = f"another run is making the same artifact: {child.run}"
             if sentence := self._not_whole(child):
@@ -138,6 +142,8 @@ class Scanner(Attempts):
         artifact = self.look("artifact", str(step.address))
         if isinstance(artifact, Artifact) and not self._is_stale(step, artifact):
             return self._done(step, replace(line, state="Cached"), artifact)
+        if line.state == "Failed":
+            return self._set(line)
         why = None if artifact is UNKNOWN else self._why(step, child)
         if why is None:
             return self._unknown(line)
@@ -218,6 +224,7 @@ class Scanner(Attempts):
         line, most = line.counting(*met(pods)), self.work.run.spec.retries.disruption
         if any(pod.disruptions > most for pod in pods):
             self.found.stop.append(child)
+            self._count_gpu_seconds(child)
             told = f"its Pods were taken away more than {most} times, and no more is allowed"
             return self._fail(replace(line, ended=child.uid), None, told)
         own = before_this(pods) if step.stage != "fuse" else ""  # a training is tried by the operator alone
@@ -242,6 +249,7 @@ class Scanner(Attempts):
             return self._unknown(line)
         if sentence := given_up(told, child, age, settle):
             self.found.stop.append(child)
+            self._count_gpu_seconds(child)
             self.found.unqueued = True
             return self._fail(replace(line, ended=child.uid), None, sentence)
         if not told.seen:

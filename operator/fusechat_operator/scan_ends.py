@@ -53,7 +53,9 @@ class Attempts(Lines):
             return self._unknown(line)
         detail = self.memory.details.get(step.name, {})
         begun = max(seconds(text) or 0.0 for text in (detail.get("started"), self.memory.started))
-        why = unseen(found, begun, jobs.pods_of(step), step.stage == "fuse")
+        if "started" not in detail and line.disruption + line.infrastructure + line.bug:
+            found = ()  # when this attempt began is not known: the records may be of those before it
+        why = unseen(found, begun, jobs.pods_of(step), step.stage == "fuse", line.within[1])
         if why is None or why.kind == "disruption":
             why = Cause("disruption", None, "its child was removed")
         counted = line.counted(why.kind, line.ended)
@@ -103,6 +105,20 @@ class Attempts(Lines):
             return self._hold(line, told)
         self.found.delete.append(child)
         return self._hold(line, "its last attempt is being cleared away")
+
+    def _pausing(self, step: Step, line: Line) -> Observed | None:
+        """The pause after trouble outside whose child is gone: its record says since when."""
+        found = self.look("attempts", str(step.address))
+        if found is UNKNOWN:
+            return self._unknown(line)
+        last = max((seconds(a.get("ended")) or 0.0 for a in found if a.get("exitCode")), default=0.0)
+        due = last + _pause("infrastructure", line.infrastructure)
+        if due <= self.now:
+            return None
+        self.found.again.append(due - self.now + 0.05)
+        told = str(self.memory.details.get(line.name, {}).get("message", "it is tried again"))
+        self.found.problems[line.name] = told
+        return self._hold(line, told)
 
     def _replan(self, step: Step, line: Line, why: Cause) -> Observed:
         """It lacked an input that counted as there (exit 66): what is gone is made again, once."""

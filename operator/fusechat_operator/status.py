@@ -18,6 +18,7 @@ from fusechat_operator import jobs
 from fusechat_operator.children import Child
 from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line, Memory, line_json
+from fusechat_operator.rest import RECONSIDERED
 from fusechat_operator.scan_lines import Scan
 
 MOST_DETAILS = 20
@@ -116,7 +117,8 @@ def held(found: Mapping[str, Any], memory: Memory, verdict: Verdict, now: float)
     """
     at, told = int(found["metadata"].get("generation", 1)), found.get("status", {})
     made = conditions(memory, verdict, at, None, now)
-    if memory.conditions.get("Succeeded", {}).get("status") in ("True", "False"):
+    outcome = memory.conditions.get("Succeeded", {})
+    if outcome.get("status") in ("True", "False") and outcome.get("reason") not in RECONSIDERED:
         ready = next(condition for condition in made if condition["type"] == "Ready")
         made = [ready if c["type"] == "Ready" else c for c in told["conditions"]]
         return fit({**told, "conditions": made})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from fusechat import inquiry
+from fusechat.errors import Unavailable
 from fusechat.store import Store
 from fusechat_operator import own_store
 from fusechat_operator.children import child
 from fusechat_operator.cluster import ApiRefusal
-from fusechat_operator.workloads import NO_KUEUE
+from fusechat_operator.workloads import NO_KUEUE, Queued
 from fusechat_stages import probe
 
 from tests.pipeline.asking import Asking, an_engine, drive, look
@@ -251,3 +253,44 @@ def test_a_late_write_does_not_go_over_a_later_one(store):
     inquiry.put(other, "refs/c/u.json", {"at": 20.0, "addresses": ["new"]})
     inquiry.put(other, "refs/c/u.json", {"at": 10.0, "addresses": ["old"]})
     assert store.get_json("refs/c/u.json")["addresses"] == ["new"]
+
+
+def test_a_failed_run_whose_record_its_store_will_not_take_ends_and_tries_no_bug_again(make, monkeypatch):
+    engine, edges = make()
+    world, put = edges.world, inquiry.put
+    world.script = {"merge": [fails(65, "no rows")] * 9}
+
+    def refused(store, key, document):
+        if key.startswith("runs/"):
+            raise Unavailable("403: AccessDenied when calling PutObject")
+        return put(store, key, document)
+
+    monkeypatch.setattr(inquiry, "put", refused)
+    for _ in range(150):
+        look(engine)
+        if world.over():
+            break
+        for found in world.active():
+            world.play(found)
+        edges.publish()
+        world.now += 5.0
+    assert world.condition("Stalled")["message"] == "merge: no rows"
+    assert world.kept == ["merge"], "it stays for whoever asks why"
+    assert world.attempts("merge") == 1
+
+
+def test_children_that_a_queue_gave_up_are_not_made_again_for_the_record(make):
+    engine, edges = make(scheduling={"queueName": "team"})
+    world = edges.world
+
+    async def workload(namespace, uid):
+        return Queued() if uid.startswith("probe") else NO_KUEUE
+
+    edges.workload = workload
+    for _ in range(100):
+        look(engine)
+        if world.over():
+            break
+        world.now += 1.0
+    assert world.condition("Stalled")["reason"] == "QueueDidNotAdmit"
+    assert sorted(world.created) == sorted(set(world.created))

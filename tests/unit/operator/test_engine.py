@@ -307,3 +307,53 @@ def test_a_pause_that_the_api_server_asks_for_is_kept_within_reason(told):
     engine, edges = told(World(a_run()))
     edges.raises["run"] = [ApiRefusal(429, "TooManyRequests", "slow down", again) for again in (7.0, 999.0)]
     assert [round(work(engine) or 0, 1) for _ in range(2)] == [7, 30]
+
+
+def test_a_launcher_that_is_uninstalled_in_mid_run_is_said(told):
+    world = begun("fuse-s0")
+    engine, edges = told(world)
+    look(engine)
+    world.launchers = ("Job",)  # its kind is gone, and with it all of that kind
+    for key in [key for key in world.children if key.startswith("PyTorchJob")]:
+        world.gone(key)
+    create = edges.create
+
+    async def without_the_kind(manifest):
+        if manifest["kind"] == "PyTorchJob":
+            raise ApiRefusal(404, "NotFound", "the server could not find the requested resource")
+        await create(manifest)
+
+    edges.create = without_the_kind
+    for _ in range(10):
+        work(engine)
+        world.now += 5
+    assert "could not find the requested resource" in world.condition("Ready")["message"]
+
+
+@pytest.mark.parametrize("how", ["suspend", "deadline"])
+def test_a_child_that_may_not_be_deleted_is_said_and_the_others_stop(told, how):
+    world = begun("extract-s0", "extract-s1", deadline="1h")
+    engine, edges = told(world)
+    delete, guarded = edges.delete, world.child_of("extract-s0")["metadata"]["name"]
+
+    async def refuses(namespace, gone, whatever=False):
+        if gone.name == guarded:
+            raise ApiRefusal(403, "Forbidden", "admission webhook denied: deletion is protected")
+        await delete(namespace, gone, whatever)
+
+    edges.delete = refuses
+    if how == "suspend":
+        world.edit(suspend=True)
+    else:
+        world.now += 3601
+    for _ in range(5):
+        work(engine)
+        world.now += 30
+    assert [step_of(found) for found in world.active()] == ["extract-s0"]
+    assert f"Job {guarded} cannot be stopped: admission webhook denied" in world.condition("Ready")["message"]
+    edges.delete = delete
+    for _ in range(5):
+        work(engine)
+        world.now += 30
+    assert not world.active()
+    assert world.condition("Ready")["reason"] == ("Suspended" if how == "suspend" else "DeadlineExceeded")

@@ -28,6 +28,13 @@ def with_a_pod(world, step="fuse-s0"):
     return found["metadata"]["name"], world.pods[found["metadata"]["name"]]
 
 
+def out_of_memory(world, found):
+    state = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    listed = [{"name": "pytorch", "state": state}]
+    world.add_pod(found, {"phase": "Failed", "containerStatuses": listed})
+    world.end(found, "Failed", "JobFailed", "the child failed")
+
+
 def test_another_launcher_trains_when_the_first_ones_pods_are_gone():
     world = begun("fuse-s0")
     name, pods = with_a_pod(world)
@@ -141,3 +148,19 @@ def test_a_training_that_runs_is_not_made_anew_by_edit_or_retry():
     world.retry()
     world.settle()
     assert world.child_of("fuse-s0")["metadata"]["uid"] == uid
+
+
+def test_of_two_runs_neither_repeats_a_training_that_both_have_given_up():
+    """While both have other work: taking the other's failed child over would go on without end."""
+    world = World(a_run("first", data="x"), a_run("second", data="x"))
+    world.script = {"fuse-s1": [nothing] * 10_000, "fuse-s0": [out_of_memory] * 10_000}
+    for _ in range(60):
+        for name in ("first", "second"):
+            world.settle(name)
+        for found in world.active():
+            world.play(found)
+        world.now += 10
+    assert world.attempts("fuse-s0") <= 2
+    for name in ("first", "second"):
+        assert world.line("fuse-s0", name)["state"] == "Failed"
+        assert world.line("fuse-s0", name)["tries"]["bug"] == 1
