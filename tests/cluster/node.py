@@ -91,7 +91,7 @@ def running_node(
     given = os.environ.get("KUBECONFIG")
     with _given_node(folder, given) if given else _own_node(folder, extra, s3_folder) as node:
         node.kubectl("apply", "-f", str(CHECKOUT / "crds"))
-        node.kubectl("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
+        node.established("fusionruns.fusechat.io")
         yield node
 
 

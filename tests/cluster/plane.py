@@ -97,6 +97,11 @@ class Plane:
             time.sleep(0.1)
         raise AssertionError(f"{what}: not within {seconds:.0f} s; {about() if about else ''}")
 
+    def established(self, crd: str) -> None:
+        """Wait for a CRD; of one without any condition yet, kubectl's own wait makes an error."""
+        asked = ("wait", "--for=condition=Established", f"crd/{crd}")
+        self.wait("the CRD", lambda: "condition met" in self.kubectl(*asked, check=False))
+
     def until(
         self, run: str, condition: str = "Succeeded", seconds: float = 90.0, namespace: str = "default"
     ) -> dict[str, Any]:
@@ -168,8 +173,7 @@ def running_plane(
             with Stagehand(kubeconfig, store) as hand:
                 plane = Plane(kubeconfig, s3, store, hand, folder)
                 plane.kubectl("apply", "-f", str(CHECKOUT / "crds"))
-                asked = ("wait", "--for=condition=Established", "crd/fusionruns.fusechat.io")
-                plane.wait("the CRD", lambda: "condition met" in plane.kubectl(*asked, check=False))
+                plane.established("fusionruns.fusechat.io")
                 yield plane
     finally:
         if not given:

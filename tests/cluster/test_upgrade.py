@@ -63,9 +63,8 @@ def apply(plane: Plane) -> Iterator[Callable[..., None]]:
 
     def one(made: Object, *flags: str) -> None:
         plane.kubectl("apply", *flags, "-f", "-", stdin=json.dumps(made))
-        plane.wait("the CRD", lambda: "condition met" in plane.kubectl(*established, check=False))
+        plane.established(RUNS)
 
-    established = ("wait", "--for=condition=Established", f"crd/{RUNS}")
     yield one
     plane.kubectl("delete", "crd", RUNS, "--ignore-not-found")
 
