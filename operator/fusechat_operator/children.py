@@ -116,6 +116,13 @@ def _held(found: Object) -> float | None:
     return next((seconds(c.get("lastTransitionTime")) for c in listed if c["type"] == "Suspended"), None)
 
 
+def _begun(found: Object, common: Mapping[str, Any]) -> float | None:
+    """A TrainJob does not say: when it was made or resumed; None of one that its queue holds."""
+    if found["spec"].get("suspend"):
+        return None
+    return max(float(common["created"]), float(common["held"] or 0.0))
+
+
 def _ended(condition: Object) -> dict[str, Any]:
     return {
         "reason": condition.get("reason", ""),
@@ -179,7 +186,7 @@ def _trainjob(found: Object) -> Child:
     return Child(
         **common,
         **facts,
-        started=common["created"],
+        started=_begun(found, common),
         pods=int(spec["trainer"].get("numNodes", 1)),
         ready=int(counts[0].get("ready", 0)) if counts else 0,
         succeeded=int(counts[0].get("succeeded", 0)) if counts else 0,

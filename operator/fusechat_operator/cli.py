@@ -80,7 +80,7 @@ async def _connected(
 
 
 async def _found(cluster: Cluster, told: argparse.Namespace) -> dict[str, Any]:
-    found = await cluster.run(told.namespace, told.run)
+    found = await cluster.run(told.namespace, told.run) if told.run and told.namespace else None
     if found is None:
         raise UsageError(
             f"no FusionRun {told.run!r} in namespace {told.namespace}; see `kubectl get fusionruns -A`"

@@ -176,7 +176,11 @@ class Cluster:
         except ApiRefusal as error:
             if error.status != 404:
                 raise
-            return NO_KUEUE
+            self._kueue_known = (
+                0.0,
+                "",
+            )  # upgraded or gone: the next look looks it up
+            raise ApiRefusal(503, "", f"Kueue no longer serves {version}") from error
         return queued(listed["items"][0]) if listed["items"] else UNSEEN
 
     async def warning(self, namespace: str, uid: str) -> str:

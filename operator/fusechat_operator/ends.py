@@ -20,7 +20,7 @@ from fusechat_operator.children import seconds as epoch
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import UNKNOWN, Artifact
 from fusechat_operator.memory import Line
-from fusechat_operator.one_pass import Pass
+from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS, Pass
 from fusechat_operator.scan import Scanner
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.status import Verdict
@@ -57,7 +57,11 @@ class Ends(Pass):
             note = "" if line.done else f" The report was not made: {side.observed[step.name].error}"
             return self._end(work, scan, Verdict("Succeeded", "Succeeded", self._headline(work, scan) + note))
         create: tuple[Mapping[str, Any], ...] = ()
-        if side.observed[step.name].state is State.PENDING:
+        pending = side.observed[step.name].state is State.PENDING
+        if pending and (refused := self._refused_children((step,))):
+            side.problems |= refused
+            scan.again.append(REFUSAL_PAUSE_SECONDS)
+        if pending and not side.problems:
             told = self._record(work, scan, known)
             if self.look.asks:
                 return self._asking()
@@ -67,9 +71,19 @@ class Ends(Pass):
         scan.waits |= side.waits
         scan.again.append(self.settings.poll_seconds)
         stuck = side.problems.get(step.name)
-        message = f"all {len(work.plan.steps)} steps done; the report {stuck or 'is being made'}"
+        course = f"waits: {stuck}" if stuck else "is being made"
+        message = f"all {len(work.plan.steps)} steps done; the report {course}"
         extended = replace(work, plan=replace(work.plan, steps=(*work.plan.steps, step)))
         return self._decision(extended, scan, Verdict("Running", "Reporting", message), create=create)
+
+    def _refused_children(self, start: Sequence[Step]) -> dict[str, str]:
+        """By step, what the API server said to its child a while ago."""
+        found = {}
+        for step in start:
+            sentence = self.look("refusal", jobs.name_of(step, self.place))
+            if isinstance(sentence, str):
+                found[step.name] = f"the API server does not take its child: {sentence}"
+        return found
 
     def _report(self, work: jobs.Work) -> Step:
         return report_step(work.plan, f"{self.uid}-{self.generation}-{self.memory.last_retry}")

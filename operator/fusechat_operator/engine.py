@@ -17,6 +17,7 @@ from typing import Any
 from fusechat_operator import memory, naming, own_store, probes, status
 from fusechat_operator.agenda import Agenda
 from fusechat_operator.artifacts import Artifacts
+from fusechat_operator.children import Child
 from fusechat_operator.cluster import ApiRefusal, Cluster
 from fusechat_operator.decision import Decision, Event, event_object
 from fusechat_operator.facts import Ask, Trouble
@@ -157,6 +158,8 @@ class Engine:
             return None
         identity = own_store.identity(found, once)
         if key not in self._own or self._own[key].identity != identity:
+            if key in self._own:
+                await self._own[key].leave()
             self._own[key] = OwnStore(self.cluster, self.settings, identity)
         self._own.move_to_end(key)
         if len(self._own) > OWN_STORES:
@@ -227,7 +230,7 @@ class Engine:
             return 0.05
         await self._write(key, found, decision)
         for child in decision.keep:
-            await self.cluster.keep(key[0], child)
+            await self._keep(key, child)
         for child in decision.delete:
             await self.cluster.delete(key[0], child)
         self.waiters.wait(key, decision.shared)
@@ -303,6 +306,13 @@ class Engine:
         self._failures.pop(key, None)
         self._own.pop(key, None)
         self._in_state(key, "")
+
+    async def _keep(self, key: Key, failed: Child) -> None:
+        """Trouble with it must not keep the rest of a decision back, of which nobody would hear."""
+        try:
+            await self.cluster.keep(key[0], failed)
+        except (ApiRefusal, OSError) as error:
+            log.warning("%s/%s: %s is not kept: %s", *key, failed.name, error)
 
     async def _tell(self, found: dict[str, Any], event: Event) -> None:
         """An Event; trouble with it must not change what happens."""

@@ -27,6 +27,7 @@ from fusechat_operator.status import Extras, Verdict
 from fusechat_operator.tally import tally
 
 STORE_PAUSE_SECONDS = 15.0
+REFUSAL_PAUSE_SECONDS = 15.0
 
 
 class Pass:

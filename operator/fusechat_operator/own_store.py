@@ -63,6 +63,7 @@ class OwnStore:
         self._watched: set[str] = set()
         self._known: dict[str, Artifact] = {}
         self._answers: dict[tuple[str, str], tuple[float, str, Any]] = {}
+        self._answered_at = -1e9
         self._progress: dict[str, Any] = {}
         self._polled_at = -1e9
         self._written: dict[str, str] = {}
@@ -79,6 +80,17 @@ class OwnStore:
         self._wanted, self._watched = {}, set()
         for slot in list(self._open):
             await self._collect(slot)
+        asking = self._open.keys() & {"ask", "write"}
+        if not asking and time.monotonic() - self._answered_at > ANSWER_SECONDS:
+            self._answers.clear()
+
+    async def leave(self) -> None:
+        """Another takes its place: a probe that a queue holds would wait as long as the run is there."""
+        for _, probe, _ in self._open.values():
+            namespace = self.found["metadata"]["namespace"]
+            child = await self.cluster.child(namespace, f"Job/{probe.name}")
+            if child and child.phase == "Waiting" and not child.terminating:
+                await self.cluster.delete(namespace, child)
 
     # asking
 
@@ -103,7 +115,7 @@ class OwnStore:
         return WAITING
 
     def _is_fresh(self, key: tuple[str, str]) -> bool:
-        return key in self._answers and time.monotonic() - self._answers[key][0] < ANSWER_SECONDS
+        return key in self._answers
 
     async def ask(self) -> None:
         """Send off what this look lacks, if nothing else is being asked."""
@@ -231,6 +243,8 @@ class OwnStore:
         self._used = {*list(self._used)[-99:], child.uid}
         pods = await self.cluster.pods(namespace, child.name)
         told = probes.answers(pods)
+        if slot != "progress":
+            self._answered_at = time.monotonic()
         for number, answer in told.items():
             if number < len(probe.questions):
                 self._take(slot, probe.questions[number], moments.get(number, ""), answer)

@@ -21,14 +21,13 @@ from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
 from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line, Memory
 from fusechat_operator.once import Once
-from fusechat_operator.one_pass import STORE_PAUSE_SECONDS
+from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS, STORE_PAUSE_SECONDS
 from fusechat_operator.scan import Scanner
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.settings import Settings
 from fusechat_operator.status import Verdict
 
 UNLIMITED = 1 << 20
-REFUSAL_PAUSE_SECONDS = 15.0
 
 
 def reconcile(
@@ -140,6 +139,12 @@ class _Pass(Begins):
             return self._suspend(work)
         if late := self._deadline():
             return self._stop_all(work, late)
+        own = self.look("own", self.uid)
+        if own is UNKNOWN:
+            return self._asking()
+        name = jobs.name_of(step, self.place)  # one that was made before an edit or a retry answers nobody
+        older = [child for child in own if child.name.startswith("resolve-") and child.name != name]
+        self.stop += [child for child in older if not status.finished(child) and not child.terminating]
         scan = Scanner(work, self.memory, self.look, self.now).scan(one.steps)
         if not self.look.asks and scan.lines[step.name].done:
             known = self.look("metrics", str(step.address))
@@ -168,7 +173,7 @@ class _Pass(Begins):
         if self.look.asks:
             return self._asking()
         chosen = decide(work.plan, scan.observed, slots=UNLIMITED, gates=gates_of(self.run))
-        refused = self._refused_children(work, scan, chosen.start)
+        refused = self._refused_children(chosen.start)
         if self.look.asks:
             return self._asking()
         starting = [step for step in chosen.start if step.name not in refused]
@@ -195,21 +200,13 @@ class _Pass(Begins):
     def _was(self, reason: str) -> bool:
         return self.before.conditions.get("Ready", {}).get("reason") == reason
 
-    def _refused_children(self, work: jobs.Work, scan: Scan, start: tuple[Step, ...]) -> dict[str, str]:
-        found = {}
-        for step in start:
-            sentence = self.look("refusal", jobs.name_of(step, self.place))
-            if isinstance(sentence, str):
-                found[step.name] = f"the API server does not take its child: {sentence}"
-        return found
-
     def _go_on(self, work: jobs.Work, scan: Scan, starting: list[Step]) -> Decision:
         running = [s for s in work.plan.steps if scan.lines[s.name].state == "Running" and s not in starting]
         self._look_at_progress(running, work.plan)
         if self.look.asks:
             return self._asking()
         create = tuple(manifest for step in starting for manifest in jobs.build(work, step))
-        if running or starting or scan.shared:
+        if running or starting or scan.shared or scan.delete:
             scan.again.append(self.settings.poll_seconds)
         failed = {name: f"failed: {error}" for name, error in self.extras.errors.items()}
         message = status.summary(work.plan, scan.lines, {**scan.problems, **failed})

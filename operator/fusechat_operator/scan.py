@@ -149,6 +149,7 @@ class Scanner(Attempts):
             return self._unknown(line)
         if line.ended == child.uid and line.state != "Failed":
             self.found.delete.append(child)  # a retry of this run was asked for, and that one has given up
+            self.found.shared.append(child.name)
             return self._hold(line, "another run's failed child is being removed")
         if is_of_the_recipe(why):
             sentence = f"another run failed to make it ({why.sentence}); see it, then retry this"

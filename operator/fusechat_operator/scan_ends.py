@@ -103,7 +103,10 @@ class Attempts(Lines):
             told = str(self.memory.details.get(line.name, {}).get("message", "it is tried again"))
             self.found.problems[line.name] = told
             return self._hold(line, told)
-        self.found.delete.append(child)
+        # It was counted and the status says so: whatever touched it since, and a refusal of it is told.
+        counted = self.memory.lines.get(line.name, Line(line.name)).ended == child.uid
+        (self.found.stop if counted else self.found.delete).append(child)
+        self.found.again.append(self.work.settings.poll_seconds)
         return self._hold(line, "its last attempt is being cleared away")
 
     def _pausing(self, step: Step, line: Line) -> Observed | None:

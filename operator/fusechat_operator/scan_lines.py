@@ -93,6 +93,7 @@ class Lines:
         """Its old child is about to be gone."""
         if line.state == "Failed":
             return self._set(line)
+        self.found.again.append(self.work.settings.poll_seconds)  # the event of its end may be lost: a relist
         return self._hold(line, "its old child is being removed")
 
     def _set(self, line: Line) -> Observed:

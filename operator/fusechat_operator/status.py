@@ -106,7 +106,7 @@ def refusal(
     """The status of a run that cannot be planned: what it had, Stalled, and why."""
     at = int(found["metadata"].get("generation", 1))
     verdict = Verdict("Stalled", reason, message)
-    told = conditions(memory, verdict, at, None, now)
+    told = conditions(memory, verdict, at, None, now, found["spec"].get("suspend") is True)
     return fit({**found.get("status", {}), "observedGeneration": at, "conditions": told})
 
 
@@ -116,7 +116,7 @@ def held(found: Mapping[str, Any], memory: Memory, verdict: Verdict, now: float)
     Of a run that has ended only Ready is touched: how it ended is what its next decision begins with.
     """
     at, told = int(found["metadata"].get("generation", 1)), found.get("status", {})
-    made = conditions(memory, verdict, at, None, now)
+    made = conditions(memory, verdict, at, None, now, found["spec"].get("suspend") is True)
     outcome = memory.conditions.get("Succeeded", {})
     if outcome.get("status") in ("True", "False") and outcome.get("reason") not in RECONSIDERED:
         ready = next(condition for condition in made if condition["type"] == "Ready")
@@ -126,11 +126,17 @@ def held(found: Mapping[str, Any], memory: Memory, verdict: Verdict, now: float)
 
 
 def conditions(
-    memory: Memory, verdict: Verdict, at: int, unpinned: Sequence[str] | None, now: float
+    memory: Memory,
+    verdict: Verdict,
+    at: int,
+    unpinned: Sequence[str] | None,
+    now: float,
+    suspended: bool = False,
 ) -> list[dict[str, Any]]:
     """Ready, Succeeded and Reproducible always; Reconciling and Stalled while true, Suspended once it was.
 
     `unpinned` None: the spec cannot be read, and whether it is reproducible stays as it was said.
+    `suspended`: the spec says so, and what has to be said of it is something else just now.
     """
     going, stalled = verdict.state in ("Running", "Stuck", "Suspended"), verdict.state == "Stalled"
     succeeded = verdict.state == "Succeeded"
@@ -143,6 +149,8 @@ def conditions(
     wanted["Succeeded"] = (outcome, verdict.reason, verdict.message)
     if verdict.state == "Suspended":
         wanted["Suspended"] = ("True", verdict.reason, verdict.message)
+    elif suspended and memory.true("Suspended"):
+        wanted["Suspended"] = ("True", "Suspended", "suspended by spec.suspend")
     elif "Suspended" in memory.conditions:  # says since when the run goes on, from which its deadline counts
         wanted["Suspended"] = ("False", "Resumed", "it went on")
     if unpinned is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS
+from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS
 
 Key = tuple[str, str]
 

@@ -29,7 +29,8 @@ def test_two_pods_of_a_trainjob_train_one_target_together(node, tmp_path):
     spec = {**bench.put_tiny(node, tmp_path), "resources": RESOURCES, "controls": []}
     two = {**spec, "sources": spec["sources"][:1], "fuse": {**spec["fuse"], "nodes": 2}}
     two["evaluate"] = {**spec["evaluate"], "subjects": ["Fused"]}
-    namespace = apply(node, "two", two)
+    namespace = node.namespace()
+    apply(node, "two", namespace, two)
     found = succeeded(node, "two", namespace)
     assert found["status"]["launcher"] == "TrainJob (Auto: the first that is installed)"
     (child,) = node.children("two", namespace, "trainjobs")

@@ -196,3 +196,21 @@ def test_a_refusal_tells_when_to_ask_again(said, again):
 
     found = asyncio.run(asked())
     assert (found.status, found.reason, found.again) == (429, "TooManyRequests", again)
+
+
+def test_an_upgrade_of_kueue_is_not_its_absence():
+    """The version that was looked up a moment ago is served no more."""
+    path = "GET /apis/kueue.x-k8s.io/{}/namespaces/team/workloads"
+    there = {"items": [{"spec": {}, "status": {}}]}
+    missing = ApiRefusal(404, "NotFound", "the server could not find the requested resource")
+    versions = [{"preferredVersion": {"version": version}} for version in ("v1beta1", "v1beta2")]
+    wire = Wire({
+        "GET /apis/kueue.x-k8s.io": versions,
+        path.format("v1beta1"): [there, missing],
+        path.format("v1beta2"): there,
+    })  # fmt: skip
+    assert asyncio.run(wire.workload("team", "u")).seen
+    with pytest.raises(ApiRefusal, match="no longer serves v1beta1") as refused:
+        asyncio.run(wire.workload("team", "u"))
+    assert refused.value.status == 503, "the look is tried again"
+    assert asyncio.run(wire.workload("team", "u")).seen

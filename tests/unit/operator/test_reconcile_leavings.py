@@ -146,3 +146,53 @@ def test_a_run_that_a_mended_operator_can_begin_is_not_stalled_while_its_store_i
     world.settle()
     assert world.condition("Ready")["reason"] == "StoreUnavailable"
     assert world.condition("Stalled") == {}
+
+
+def test_an_older_resolve_does_not_outlive_its_run():
+    """A retry while it is at work makes another; it would go on when that one has failed."""
+    world = World(a_run(sources=1, pinned=False))
+    world.settle()
+    (first,) = world.active()
+    world.retry()
+    world.settle()
+    assert world.created == ["resolve", "resolve"]
+    (second,) = world.active()
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    fails(65)(world, second)
+    world.settle()
+    assert world.over()
+    assert world.active() == []
+
+
+def hours_in_a_queue(launcher):
+    """GPU seconds of a run whose training waited for ten hours in its queue, and then took ten seconds."""
+    world = World(a_run(sources=1, launcher=launcher, scheduling={"queueName": "q"}))
+    for _ in range(60):
+        world.settle()
+        if world.over():
+            break
+        for found in list(world.children.values()):
+            if child(found).phase == "Waiting":
+                world.workloads[child(found).uid] = Queued()
+                world.settle()
+                world.now += 36_000 if step_of(found) == "fuse-s0" else 0
+                admit(world, found)
+        for found in world.active():
+            world.settle()
+            world.now += 10
+            world.play(found)
+    assert world.condition("Succeeded")["status"] == "True"
+    return world.status().get("gpuSeconds", 0.0)
+
+
+def admit(world, found):
+    at = timestamp(world.now)
+    found["spec"]["suspend"] = False
+    found["metadata"]["resourceVersion"] = world.version()
+    resumed = {"type": "Suspended", "status": "False", "reason": "Resumed", "lastTransitionTime": at}
+    found["status"] = {"startTime": at, "conditions": [resumed]}
+
+
+def test_what_waits_in_a_queue_uses_no_gpu_whatever_launches_it():
+    assert hours_in_a_queue("TrainJob") == pytest.approx(hours_in_a_queue("Job"), abs=100)
+    assert 0 < hours_in_a_queue("TrainJob") < 1000

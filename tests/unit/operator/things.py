@@ -15,7 +15,7 @@ from fusechat.launch import Launch
 from fusechat_operator import naming
 from fusechat_operator.children import Child, child, pod
 from fusechat_operator.facts import Artifact, Ask, Trouble
-from fusechat_operator.reconcile import REFUSAL_PAUSE_SECONDS
+from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS
 from fusechat_operator.status import timestamp
 from fusechat_operator.workloads import UNSEEN, Queued
 
