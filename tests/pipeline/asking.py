@@ -7,55 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from fusechat import inquiry
 from fusechat.store import InputRef, Manifest, Store
 from fusechat_operator import engine as engine_module
-from fusechat_operator import naming, own_store
-from fusechat_operator.children import Child, child, pod
+from fusechat_operator import own_store
 from fusechat_operator.engine import Engine
 from fusechat_operator.status import timestamp
 from fusechat_stages import probe
 
-from tests.unit.operator.edges import KEY, Edges
+from tests.unit.operator.edges import KEY
+from tests.unit.operator.probed import Probed
 from tests.unit.operator.runs import Object
 from tests.unit.operator.world import World
 
 
-class Asking(Edges):
+class Asking(Probed):
     """`asked`: the questions of each probe that was made. While `slow` they are not played by themselves."""
 
     def __init__(self, world: World, store: Store, folder: Path, patch: pytest.MonkeyPatch) -> None:
         super().__init__(world)
         self.store, self.folder, self.patch = store, folder, patch
-        self.jobs: dict[str, Object] = {}
         self.asked: list[list[inquiry.Question]] = []
         self.slow = False
 
-    async def create(self, manifest: Mapping[str, Any]) -> None:
-        if manifest["metadata"]["labels"][naming.STAGE] != "probe":
-            await super().create(manifest)
-        elif manifest["metadata"]["name"] not in self.jobs:
-            self._made(json.loads(json.dumps(manifest)))
-
-    def _made(self, found: Object) -> None:
+    def made(self, found: Object) -> None:
         self._do("probe")
-        self.world.count += 1
-        made = {"uid": f"probe-{self.world.count}", "resourceVersion": self.world.version()}
-        found["metadata"] |= {**made, "creationTimestamp": timestamp(self.world.now)}
-        self.jobs[found["metadata"]["name"]] = found
-        packed = "".join(a[6:] for a in self.args(found) if a.startswith("--ask="))
-        self.asked.append(inquiry.asked(packed))
+        self.asked.append(self.questions(found))
         if not self.slow:
             self.play(found)
-
-    def args(self, found: Object) -> list[str]:
-        return found["spec"]["template"]["spec"]["containers"][0]["args"]
 
     def play(self, found: Object) -> None:
         """Its Pods run, the real code, and its Job ends."""
@@ -77,22 +60,6 @@ class Asking(Edges):
         }
         found.setdefault("pods", []).append({"metadata": {"name": f"pod-{index}"}, "status": status})
         return code
-
-    async def child(self, namespace: str, key: str) -> Any:
-        found = self.jobs.get(key.partition("/")[2])
-        return child(found) if found else await super().child(namespace, key)
-
-    async def own(self, namespace: str, key: str) -> Any:
-        return [*await super().own(namespace, key), *(child(job) for job in self.jobs.values())]
-
-    async def pods(self, namespace: str, name: str) -> Any:
-        if name in self.jobs:
-            return [pod(found) for found in self.jobs[name].get("pods", ())]
-        return await super().pods(namespace, name)
-
-    async def delete(self, namespace: str, gone: Child, whatever: bool = False) -> None:
-        if self.jobs.pop(gone.name, None) is None:
-            await super().delete(namespace, gone, whatever)
 
     def publish(self) -> None:
         """What the world's children have made is in the store."""

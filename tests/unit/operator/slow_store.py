@@ -10,41 +10,27 @@ from typing import Any
 import pytest
 from fusechat import inquiry
 from fusechat_operator import engine as engine_module
-from fusechat_operator import naming, own_store, waiters
-from fusechat_operator.children import Child, child, pod
+from fusechat_operator import own_store, waiters
 from fusechat_operator.engine import Engine
 from fusechat_operator.status import timestamp
 
-from tests.unit.operator.edges import KEY, Edges
+from tests.unit.operator.edges import KEY
+from tests.unit.operator.probed import Probed
 from tests.unit.operator.runs import Object
 from tests.unit.operator.world import World
 
 OWN = {"uri": "s3://team/own", "secretRef": {"name": "keys"}}
 
 
-class SlowStore(Edges):
+class SlowStore(Probed):
     """`slow`: seconds until a probe answers; `fails`: it answers that it may not."""
 
     def __init__(self, world: World, slow: float) -> None:
         super().__init__(world)
         self.slow, self.fails = slow, False
-        self.jobs: dict[str, Object] = {}
 
-    async def create(self, manifest: Any) -> None:
-        meta = manifest["metadata"]
-        if meta["labels"][naming.STAGE] != "probe":
-            return await super().create(manifest)
-        if meta["name"] in self.jobs:
-            return None
-        made = json.loads(json.dumps(manifest))
-        self.world.count += 1
-        made["metadata"] |= {
-            "uid": f"probe-{self.world.count}",
-            "resourceVersion": self.world.version(),
-            "creationTimestamp": timestamp(self.world.now),
-        }
-        self.jobs[meta["name"]] = {**made, "due": self.world.now + self.slow}
-        return None
+    def made(self, found: Object) -> None:
+        found["due"] = self.world.now + self.slow
 
     def tick(self) -> None:
         """Probes whose time has come answer."""
@@ -53,9 +39,8 @@ class SlowStore(Edges):
                 self._answer(found)
 
     def _answer(self, found: Object) -> None:
-        args = found["spec"]["template"]["spec"]["containers"][0]["args"]
-        asked = inquiry.asked("".join(a.removeprefix("--ask=") for a in args if a.startswith("--ask=")))
-        told = {str(n): self._one(*question) for n, question in enumerate(list(q) for q in asked)}
+        asked = [list(question) for question in self.questions(found)]
+        told = {str(n): self._one(*question) for n, question in enumerate(asked)}
         said: Object = {"answer": inquiry.pack(told)}
         if self.fails:
             said = {"exitCode": 69, "error": "403 from s3"}
@@ -76,22 +61,6 @@ class SlowStore(Edges):
         if what == "forget":
             self.world.forget(key)
         return {"attempts": [], "progress": None}.get(what, True)
-
-    async def child(self, namespace: str, key: str) -> Any:
-        found = self.jobs.get(key.partition("/")[2])
-        return child(found) if found else await super().child(namespace, key)
-
-    async def own(self, namespace: str, key: str) -> Any:
-        return [*await super().own(namespace, key), *(child(job) for job in self.jobs.values())]
-
-    async def pods(self, namespace: str, name: str) -> Any:
-        if name in self.jobs:
-            return [pod(found) for found in self.jobs[name].get("pods", ())]
-        return await super().pods(namespace, name)
-
-    async def delete(self, namespace: str, gone: Child, whatever: bool = False) -> None:
-        if self.jobs.pop(gone.name, None) is None:
-            await super().delete(namespace, gone, whatever)
 
     def turn(self, engine: Engine, seconds: float = 1.0) -> None:
         """What is due answers, a look, children end, time passes."""
