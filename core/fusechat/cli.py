@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fusechat.errors import FusechatError, UsageError
+from fusechat.recipe import not_scored
 from fusechat.spec import FusionRun, load
 
 HOME = ".fusechat"
@@ -207,12 +208,8 @@ def _load(file: str) -> FusionRun:
 
 def _check_local(run: FusionRun) -> None:
     """What this machine cannot do is said before anything starts."""
-    evaluate = run.spec.evaluate
-    for name, asked in (("mtBench", evaluate.mt_bench), ("alpacaEval", evaluate.alpaca_eval)):
-        if asked:
-            raise UsageError(
-                f"spec.evaluate.{name}: not available yet; remove it, or measure with exactMatch"
-            )
+    if sentence := not_scored(run):
+        raise UsageError(sentence)
 
 
 @contextmanager

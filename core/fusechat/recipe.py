@@ -232,6 +232,15 @@ def _evaluations(run: FusionRun) -> Iterator[Step]:
             yield Step(name, "evaluate", told, {"model": model, **data}, runtime=runtime, subject=subject)
 
 
+def not_scored(run: FusionRun) -> str:
+    """What the spec asks for that no stage of this version does, as a sentence; "" where all is done."""
+    evaluate = run.spec.evaluate
+    asked = {"mtBench": evaluate.mt_bench, "alpacaEval": evaluate.alpaca_eval}
+    if missing := [f"spec.evaluate.{name}" for name, judged in asked.items() if judged]:
+        return f"{', '.join(missing)}: not available yet; remove it, or measure with exactMatch"
+    return ""
+
+
 def _benchmarks(run: FusionRun) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
     evaluate = run.spec.evaluate
     if asked := evaluate.exact_match:

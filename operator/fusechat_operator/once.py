@@ -11,6 +11,7 @@ from typing import Any
 
 from fusechat.pins import origins
 from fusechat.plan import Plan, plan
+from fusechat.recipe import not_scored
 from fusechat.spec import FusionRun, load
 
 from fusechat_operator import memory, pods
@@ -43,6 +44,8 @@ class Once:
         """ValueError for a spec that cannot run on a cluster."""
         run = load(self.found)
         _refuse_local_files(run)
+        if sentence := not_scored(run):
+            raise ValueError(sentence)
         return run
 
     @cached_property

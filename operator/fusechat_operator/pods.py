@@ -203,6 +203,7 @@ def environment(run: FusionRun, step: Step, where: Place) -> list[dict[str, Any]
         "FUSECHAT_SCRATCH": SCRATCH,
         "HF_HOME": f"{SCRATCH}/huggingface",
         "OMP_NUM_THREADS": str(_threads(run, step)),
+        "FUSECHAT_GPUS": str(gpus(run, step) or ""),
     }
     made = store_environment(where, plain)
     return made + [_from_secret(name, key) for name, key in _origin_secrets(run, step)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,18 @@ def needed(name: str) -> bool:
 
 
 def pick_device() -> torch.device:
-    """The accelerator if torch finds one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator if torch finds one, else the CPU.
+
+    ValueError in a Pod that was given GPUs (FUSECHAT_GPUS) of which torch finds none: it would only hold them.
+    """
+    given = os.environ.get("FUSECHAT_GPUS") or "0"
+    if torch.cuda.is_available() or given == "0":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    built = torch.version.cuda or "none, it is the CPU build"
+    raise ValueError(
+        f"the Pod was given {given} GPUs and torch {torch.__version__} finds none (its CUDA: {built}); build "
+        "the stages image with TORCH_INDEX for your CUDA, or set gpus: 0 for the stage in spec.resources"
+    )
 
 
 def load_tokenizer(folder: Path | str) -> Any:

@@ -216,3 +216,17 @@ def test_a_family_whose_backbone_has_other_outputs_gives_its_logits_too():
     ids_1T = torch.arange(3, 15)[None]
     found = models.head_logits(model, models.hidden_states(model, ids_1T)[0])
     torch.testing.assert_close(found, model(input_ids=ids_1T).logits[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("given", "sees"), [("", False), ("0", False), ("2", True)])
+def test_a_device_is_picked_where_what_was_given_is_seen(monkeypatch, given, sees):
+    monkeypatch.setenv("FUSECHAT_GPUS", given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+    assert models.pick_device().type == ("cuda" if sees else "cpu")
+
+
+def test_gpus_that_torch_does_not_see_are_not_held_while_cpus_compute(monkeypatch):
+    monkeypatch.setenv("FUSECHAT_GPUS", "8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"given 8 GPUs and torch .* finds none .*TORCH_INDEX.*gpus: 0"):
+        models.pick_device()
