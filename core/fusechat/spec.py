@@ -68,10 +68,10 @@ class Model(Base):
         "pivot's serve the targets and the fused model too.",
     )
     allow_remote_code: bool = Field(
-        False, description="Let transformers run Python from the model's repository; needs a full commit."
+        False, description="Copy the Python files of the model's repository too; needs a full commit. They are never run."
     )
     secret_ref: SecretRef | None = Field(
-        None, description="Secret with HF_TOKEN, or with S3 credentials, to fetch it."
+        None, description="Secret with the key HF_TOKEN, to fetch it from the hub; s3:// is read as the store is."
     )
 
     @property
@@ -97,7 +97,7 @@ class Dataset(Base):
         None, description="Only the first so many conversations."
     )
     secret_ref: SecretRef | None = Field(
-        None, description="Secret with HF_TOKEN, or with S3 credentials, to fetch it."
+        None, description="Secret with the key HF_TOKEN, to fetch it from the hub; s3:// is read as the store is."
     )
 
     @property
@@ -159,7 +159,7 @@ class Retries(Base):
     )
     infrastructure: Annotated[int, Field(ge=0, le=1000)] = Field(
         6,
-        description="After trouble outside: the store, the hub, an image that can't be pulled; with backoff.",
+        description="After trouble outside: the store, the hub, a full disk; with a pause that doubles.",
     )
 
 

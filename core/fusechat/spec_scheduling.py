@@ -27,7 +27,7 @@ class Toleration(Base):
         None, description="Effect of the taint; unset: every effect."
     )
     toleration_seconds: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
-        None, description="How long a NoExecute taint is borne."
+        None, description="How long a NoExecute taint is tolerated."
     )
 
 

@@ -41,7 +41,7 @@ class Attempts(Base):
     """How often a step was started, by what ended the attempt."""
 
     disruption: Count = Field(0, description="Evicted, preempted, or its node was lost.")
-    infrastructure: Count = Field(0, description="Trouble outside: store, hub, image.")
+    infrastructure: Count = Field(0, description="Trouble outside: store, hub, full disk.")
     bug: Count = Field(0, description="Bad data, out of memory, NaN loss: not tried again.")
 
 
@@ -119,7 +119,7 @@ class FrozenPlan(Base):
         None, description="Digest of all addresses: another plan for the same spec shows."
     )
     images: Annotated[dict[Short, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = Field(
-        default_factory=dict, description="Image of each stage, by digest."
+        default_factory=dict, description="Image of each stage as the chart named it."
     )
     packed: Annotated[str, Field(max_length=16384)] | None = Field(
         None, description="Pins and images, where there is no room for them (JSON, zlib, base64)."

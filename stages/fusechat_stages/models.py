@@ -40,7 +40,7 @@ def needed(name: str) -> bool:
 def pick_device() -> torch.device:
     """The accelerator if torch finds one, else the CPU.
 
-    ValueError in a Pod that was given GPUs (FUSECHAT_GPUS) of which torch finds none: it would only hold them.
+    ValueError in a Pod with GPUs (FUSECHAT_GPUS) of which torch finds none: it would only hold them.
     """
     given = os.environ.get("FUSECHAT_GPUS") or "0"
     if torch.cuda.is_available() or given == "0":
