@@ -68,10 +68,11 @@ class Model(Base):
         "pivot's serve the targets and the fused model too.",
     )
     allow_remote_code: bool = Field(
-        False, description="Copy the Python files of the model's repository too; needs a full commit. They are never run."
+        False,
+        description="Copy the Python files of the model's repository too; needs a full commit. They never run.",
     )
     secret_ref: SecretRef | None = Field(
-        None, description="Secret with the key HF_TOKEN, to fetch it from the hub; s3:// is read as the store is."
+        None, description="Secret with the key HF_TOKEN, for the hub; s3:// is read as the store is."
     )
 
     @property
@@ -97,7 +98,7 @@ class Dataset(Base):
         None, description="Only the first so many conversations."
     )
     secret_ref: SecretRef | None = Field(
-        None, description="Secret with the key HF_TOKEN, to fetch it from the hub; s3:// is read as the store is."
+        None, description="Secret with the key HF_TOKEN, for the hub; s3:// is read as the store is."
     )
 
     @property
