@@ -69,7 +69,7 @@ class Model(Base):
     )
     allow_remote_code: bool = Field(
         False,
-        description="Copy the Python files of the model's repository too; needs a full commit. They never run.",
+        description="Copy the Python files of the model's repository too, by a full commit; none is run.",
     )
     secret_ref: SecretRef | None = Field(
         None, description="Secret with the key HF_TOKEN, for the hub; s3:// is read as the store is."
