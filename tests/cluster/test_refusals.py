@@ -99,7 +99,7 @@ def test_a_run_that_this_cluster_cannot_run_is_stalled_and_nothing_runs(plane, s
     ):
         pytest.skip("this cluster has Kubeflow Trainer")
     # A recipe of its own: the operator of the next test may be able to run it, and publishes what it makes.
-    name = what.replace(" ", "-")
+    name = what.replace(" ", "-").lower()
     start(**environment)
     pods, run = Pods(plane, namespace), a_run(name, namespace=namespace)
     spoil(run)
