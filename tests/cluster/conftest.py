@@ -10,6 +10,11 @@ from tests.cluster.node import node  # noqa: F401  (a fixture)
 from tests.cluster.plane import Operator, Plane, running_plane, start_operator
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """test_pods goes first: it makes children by hand, which an operator that was installed would stop."""
+    items.sort(key=lambda item: item.path.name != "test_pods.py")
+
+
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A real API server, controllers, scheduler, the training operator, fake nodes and a real S3."""
