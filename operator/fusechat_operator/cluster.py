@@ -42,6 +42,11 @@ class ApiRefusal(Exception):
         """The server is there, and an admission webhook that it must ask first is not: Kueue's, for one."""
         return self.status >= 500 and "webhook" in str(self)
 
+    @property
+    def stays(self) -> bool:
+        """A policy, a quota, missing rights or a webhook that is away: another try at once meets the same."""
+        return self.status in (400, 403, 422) or self.webhook_is_away
+
 
 class Limiter:
     """A token bucket: `qps` requests a second over time, `burst` at once."""
@@ -176,10 +181,7 @@ class Cluster:
         except ApiRefusal as error:
             if error.status != 404:
                 raise
-            self._kueue_known = (
-                0.0,
-                "",
-            )  # upgraded or gone: the next look looks it up
+            self._kueue_known = (0.0, "")  # upgraded or gone: the next look asks again
             raise ApiRefusal(503, "", f"Kueue no longer serves {version}") from error
         return queued(listed["items"][0]) if listed["items"] else UNSEEN
 

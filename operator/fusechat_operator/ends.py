@@ -31,6 +31,7 @@ class Ends(Pass):
 
     halted: Sequence[Child] = ()
     aside: Mapping[str, Line] = {}
+    """While the plan is not known: the lines of the one before."""
     resolve: str | None = None
     """Address of the step that answered what the spec leaves open, if this pass asked it."""
 

@@ -146,7 +146,7 @@ class Engine:
             try:
                 await self.cluster.delete(key[0], child, whatever=True)
             except ApiRefusal as error:
-                if not (error.webhook_is_away or error.status in (400, 403, 422)):
+                if not error.stays:
                     raise
                 refused.append(f"{child.kind} {child.name} cannot be stopped: {error}")
         return "; ".join(refused[:3])
@@ -278,7 +278,7 @@ class Engine:
             except ApiRefusal as error:
                 away = error.webhook_is_away
                 stays = error.status == 409 and self._failures.get(key, 0) >= CONFLICTS
-                if not (away or stays or error.status in (400, 403, 404, 422)):
+                if not (stays or error.stays or error.status == 404):  # 404: its kind was uninstalled
                     raise
                 # What a webhook is for is not known here: one that is away is not waited for by each child.
                 for each in decision.create[place:] if away else (manifest,):

@@ -22,8 +22,6 @@ from fusechat_operator.settings import Settings
 log = logging.getLogger("fusechat")
 BEAT_SECONDS = 20.0
 SILENT_SECONDS = 90.0
-REFUSED = (400, 403, 422)
-"""What a policy, a quota or missing rights answer: the API server speaks."""
 
 
 class Heartbeat:
@@ -62,8 +60,7 @@ class Heartbeat:
             try:
                 await self._once()
             except (ApiRefusal, OSError) as error:
-                refused = isinstance(error, ApiRefusal) and error.status in REFUSED
-                if refused or (isinstance(error, ApiRefusal) and error.webhook_is_away):
+                if isinstance(error, ApiRefusal) and error.stays:
                     self.heard_at = time.monotonic()  # ending this process would mend nothing of that
                 log.warning("no heartbeat, so a silent watch would not be noticed: %s", error)
             await asyncio.sleep(BEAT_SECONDS)

@@ -62,7 +62,7 @@ class OwnStore:
         self._wanted: dict[tuple[str, str], str] = {}
         self._watched: set[str] = set()
         self._known: dict[str, Artifact] = {}
-        self._answers: dict[tuple[str, str], tuple[float, str, Any]] = {}
+        self._answers: dict[tuple[str, str], tuple[str, Any]] = {}
         self._answered_at = -1e9
         self._progress: dict[str, Any] = {}
         self._polled_at = -1e9
@@ -103,8 +103,8 @@ class OwnStore:
             return self._known[ask.key]
         what = "attempts" if ask.what == "attempts" else "artifact"
         moment = "" if ask.what == "metrics" else _moment(ask.key, facts)
-        if self._is_fresh((what, ask.key)):
-            _, then, found = self._answers[what, ask.key]
+        if (what, ask.key) in self._answers:
+            then, found = self._answers[what, ask.key]
             if moment in ("", then):
                 return found
         if trouble := self._in_trouble():
@@ -113,9 +113,6 @@ class OwnStore:
         if what == "artifact" and moment.endswith("Failed"):
             self._wanted["attempts", ask.key] = moment
         return WAITING
-
-    def _is_fresh(self, key: tuple[str, str]) -> bool:
-        return key in self._answers
 
     async def ask(self) -> None:
         """Send off what this look lacks, if nothing else is being asked."""
@@ -136,7 +133,7 @@ class OwnStore:
             follow = [n for s in made.steps if str(s.address) in ended for n in made.successors(s.name)]
             for step in follow if begun else made.steps:
                 key = ("artifact", str(step.address))
-                if step.address and not self._is_fresh(key):
+                if step.address and key not in self._answers:
                     self._wanted.setdefault(key, "")
 
     # writing
@@ -213,7 +210,7 @@ class OwnStore:
         try:
             await self.cluster.create(probe.manifest)
         except ApiRefusal as error:
-            if error.status not in (400, 403, 422) and not error.webhook_is_away:
+            if not error.stays:
                 raise
             sentence = f"the API server does not take the Job that asks the run's own store: {error}"
             self._stumble(Trouble(sentence))
@@ -264,7 +261,7 @@ class OwnStore:
             self._written[name] = content
         else:
             found = self._artifact(key, answer) if what == "artifact" else answer
-            self._answers[what, key] = (time.monotonic(), moment, found)
+            self._answers[what, key] = (moment, found)
 
     def _artifact(self, address: str, answer: Any) -> Artifact | None:
         whole = {inquiry.short(str(s.address)): str(s.address) for p in self.once.plans for s in p.steps}

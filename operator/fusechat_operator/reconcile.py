@@ -142,19 +142,16 @@ class _Pass(Begins):
         own = self.look("own", self.uid)
         if own is UNKNOWN:
             return self._asking()
-        name = jobs.name_of(step, self.place)  # one that was made before an edit or a retry answers nobody
-        older = [child for child in own if child.name.startswith("resolve-") and child.name != name]
+        # One that was made before an edit or a retry answers nobody.
+        older = [c for c in own if c.address.startswith("resolve/") and c.address != step.address]
         self.stop += [child for child in older if not status.finished(child) and not child.terminating]
         scan = Scanner(work, self.memory, self.look, self.now).scan(one.steps)
         if not self.look.asks and scan.lines[step.name].done:
             known = self.look("metrics", str(step.address))
             if isinstance(known, Artifact):
-                lines = {n: line for n, line in self.memory.lines.items() if n != step.name}
-                self.memory = replace(self.memory, lines=lines)
+                self.memory = replace(self.memory, lines=dict(self.aside))
                 return {**kept, **known.metrics["pins"]}
-        scan.lines |= {
-            n: line for n, line in self.memory.lines.items() if n not in scan.lines
-        }  # of before an edit
+        scan.lines |= self.aside
         return self._act(work, scan)
 
     # the plan

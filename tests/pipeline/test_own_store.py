@@ -89,7 +89,7 @@ def test_an_ended_child_is_not_judged_by_an_answer_from_before_its_end(make):
     found = world.child_of("fetch-s0")
     address = child(found).address
     store_of_run = engine._own["team", "run"]
-    store_of_run._answers["artifact", address] = (world.now, "", None)  # asked before the child had ended
+    store_of_run._answers["artifact", address] = ("", None)  # asked before the child had ended
     world.script = {}
     world.play(found)
     edges.publish()
