@@ -133,7 +133,17 @@ class Stagehand(threading.Thread):
         """`probed` has the run of each probe Pod that was answered, by its uid."""
         if pod.status.phase == "Running" and pod.metadata.uid not in self.probed:
             self.probed[pod.metadata.uid] = pod.metadata.labels[naming.RUN]
-            threading.Thread(target=probing.play, args=(self.api, pod), daemon=True).start()
+            threading.Thread(target=self._answer, args=(pod,), daemon=True).start()
+
+    def _answer(self, pod: Any) -> None:
+        try:
+            probing.play(self.api, pod)
+        except client.ApiException as error:
+            if error.status != 404:  # the Pod was deleted meanwhile
+                raise
+        except HTTPError:
+            if not self._ended.is_set():  # else its cluster is gone
+                raise
 
     def _told(self, pod: Any) -> launch.Launch:
         return launch.parse(probing.arguments(pod))
