@@ -64,6 +64,8 @@ class Scanner(Attempts):
             self.found.again.append(self.work.settings.poll_seconds)
             return self._hold(line, f"the child of run {child.run} is being removed")
         if child.terminating and not self._went_unseen(line, child):
+            if line.state == "Running" and line.ended != child.uid:
+                return self._taken(line, "its child is being removed")
             return self._going(replace(line, ended=line.ended or child.uid))
         if child.owner != self.uid:
             return self._of_another(step, line, child)
@@ -119,8 +121,11 @@ class Scanner(Attempts):
             if pods is UNKNOWN:
                 return self._unknown(line)
             if any(pod.phase in ("Pending", "Running") for pod in pods):
+                told = "its last Pods are ending"
+                if line.state == "Running":
+                    return self._taken(line, told)
                 self.found.again.append(2.0)
-                return self._hold(line, "its last Pods are ending")
+                return self._hold(line, told)
         if line.state == "Running":
             return self._vanished(step, line)
         if line.state == "Waiting" and line.infrastructure and (held := self._pausing(step, line)):

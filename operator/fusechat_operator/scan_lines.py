@@ -96,6 +96,12 @@ class Lines:
         self.found.again.append(self.work.settings.poll_seconds)  # the event of its end may be lost: a relist
         return self._hold(line, "its old child is being removed")
 
+    def _taken(self, line: Line, why: str) -> Observed:
+        """Somebody else deletes its child: it stays Running until all is gone, and is counted then."""
+        self.found.again.append(2.0)
+        self.found.waits[line.name] = why
+        return self._unknown(line)
+
     def _set(self, line: Line) -> Observed:
         self.found.lines[line.name] = line
         if line.state == "Failed":

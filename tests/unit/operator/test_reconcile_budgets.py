@@ -137,6 +137,10 @@ def test_a_child_removed_by_hand_is_made_again_and_counts_as_a_disruption():
     assert world.line("align-s0")["tries"]["disruption"] == 1
 
 
+def message(world, step):
+    return next(told["message"] for told in world.status()["details"] if told["name"] == step)
+
+
 def test_the_pods_of_a_vanished_child_end_before_it_is_made_again():
     world = begun("align-s0")
     found = world.child_of("align-s0")
@@ -146,10 +150,11 @@ def test_the_pods_of_a_vanished_child_end_before_it_is_made_again():
     decision = world.settle()
     assert world.attempts("align-s0") == 1
     assert decision.again is not None
-    assert world.line("align-s0")["state"] == "Waiting"
+    assert message(world, "align-s0") == "its last Pods are ending"
     world.pods.clear()
     world.settle()
     assert world.attempts("align-s0") == 2
+    assert world.line("align-s0")["tries"]["disruption"] == 1, "the wait for Pods forgot it"
 
 
 def test_a_child_that_is_being_removed_is_waited_for():
@@ -157,10 +162,11 @@ def test_a_child_that_is_being_removed_is_waited_for():
     found = world.child_of("align-s0")
     found["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
     world.settle()
-    assert (world.attempts("align-s0"), world.line("align-s0")["state"]) == (1, "Waiting")
+    assert (world.attempts("align-s0"), message(world, "align-s0")) == (1, "its child is being removed")
     world.gone(f"Job/{found['metadata']['name']}")
     world.settle()
     assert world.attempts("align-s0") == 2
+    assert world.line("align-s0")["tries"]["disruption"] == 1
 
 
 def test_gpu_seconds_are_counted_once_and_of_failed_attempts_too():
