@@ -127,6 +127,18 @@ class Plane:
         finally:
             self.s3.ensure()
 
+    @contextmanager
+    def watching(self, namespace: str, path: Path) -> Iterator[None]:
+        """`kubectl get fusionruns -w`, as people watch; what it prints goes to the file at `path`."""
+        words = ["kubectl", "--kubeconfig", self.kubeconfig, "get", "fusionruns", "-w", "-n", namespace]
+        with path.open("wb") as log:
+            process = subprocess.Popen(words, stdout=log)
+            try:
+                yield
+            finally:
+                process.kill()
+                process.wait()
+
     def namespace(self) -> str:
         """A fresh namespace."""
         self.namespaces += 1

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -80,24 +79,11 @@ def on_a_laptop(spec, store, folder, name="small"):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@contextmanager
-def looking(node, namespace, path):
-    """`kubectl get fusionruns -w`, as people watch; what it prints goes to a file."""
-    words = ["kubectl", "--kubeconfig", node.kubeconfig, "get", "fusionruns", "-w", "-n", namespace]
-    with path.open("wb") as log:
-        process = subprocess.Popen(words, stdout=log)
-        try:
-            yield
-        finally:
-            process.kill()
-            process.wait()
-
-
 @pytest.fixture(scope="module")
 def computed(node, example, tmp_path_factory):
     """A run that the cluster computed: (its object, its plan, the lines of `kubectl get fusionruns -w`)."""
     namespace, watched = node.namespace(), tmp_path_factory.mktemp("watch") / "lines"
-    with looking(node, namespace, watched):
+    with node.watching(namespace, watched):
         apply(node, "tiny", namespace, example)
         found = succeeded(node, "tiny", namespace)
         node.wait("the watch saw it", lambda: " True " in watched.read_text(), 30)

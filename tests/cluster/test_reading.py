@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -55,22 +54,9 @@ def test_the_api_server_takes_the_children_of_the_papers_run(plane, namespace):
 # kubectl
 
 
-@contextmanager
-def looking(plane, namespace, path):
-    """`kubectl get fusionruns -w`."""
-    words = ["kubectl", "--kubeconfig", plane.kubeconfig, "get", "fusionruns", "-w", "-n", namespace]
-    with path.open("wb") as log:
-        process = subprocess.Popen(words, stdout=log)
-        try:
-            yield
-        finally:
-            process.kill()
-            process.wait()
-
-
 def test_a_watch_shows_every_stage_and_the_end_and_a_wait_returns(plane, operator, namespace, tmp_path):
     seen = tmp_path / "lines"
-    with looking(plane, namespace, seen):
+    with plane.watching(namespace, seen):
         plane.apply(a_run("seen", namespace=namespace))
         words = ("wait", "--for=condition=Succeeded", "fusionrun/seen", "-n", namespace, "--timeout=90s")
         assert "condition met" in plane.kubectl(*words)
