@@ -76,7 +76,7 @@ class Bench:
         return self.node.wait(f"the end of {step.name}", look, SECONDS, lambda: self.tell(step))
 
     def pods(self, step: Step) -> list[dict[str, Any]]:
-        return self.node.pods(self.namespace, f"{naming.CHILD}={self.name(step)}")
+        return self.node.listed("pod", self.namespace, f"{naming.CHILD}={self.name(step)}")
 
     def complete(self, step: Step) -> Manifest:
         """Run a step well to its end; its artifact, which lies where the plan says."""

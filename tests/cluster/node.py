@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fusechat.s3server import LocalS3
@@ -76,10 +75,6 @@ class Node(Plane):
         data = {key: os.environ[key] for key in KEYS}
         meta = {"name": SECRET, "namespace": namespace}
         self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data})
-
-    def pods(self, namespace: str, selector: str = "") -> list[dict[str, Any]]:
-        found = self.kubectl("get", "pods", "-n", namespace, "-l", selector, "-o", "json")
-        return list(json.loads(found)["items"])
 
 
 @contextmanager

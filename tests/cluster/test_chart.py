@@ -212,8 +212,7 @@ def operator(plane: Plane, installed: dict[str, list[Object]], request: Any) -> 
 
 
 def pods_of(plane: Plane, namespace: str, step: str) -> list[Object]:
-    told = plane.kubectl("get", "pods", "-n", namespace, "-l", f"{naming.STEP}={step}", "-o", "json")
-    return list(json.loads(told)["items"])
+    return plane.listed("pod", namespace, f"{naming.STEP}={step}")
 
 
 @pytest.mark.parametrize("operator", [WIDE], indirect=True)
@@ -223,7 +222,7 @@ def test_an_operator_of_all_namespaces_carries_a_run_to_its_end_through_a_trainj
     plane.apply(a_run("wide", 1, ELSEWHERE, pinned=False, launcher="TrainJob"))
     status = plane.until("wide", namespace=ELSEWHERE)
     assert {line["state"] for line in status["steps"]} == {"Succeeded"}
-    assert len(plane.children("wide", ELSEWHERE, "trainjobs")) == 1
+    assert len(plane.children("wide", ELSEWHERE, ("trainjob",))) == 1
     (pod,) = pods_of(plane, ELSEWHERE, "fuse-s0")
     spec = pod["spec"]
     assert (spec["restartPolicy"], spec["automountServiceAccountToken"]) == ("Never", False)
@@ -239,7 +238,7 @@ def test_an_operator_of_all_namespaces_carries_a_run_to_its_end_through_a_trainj
 @pytest.mark.parametrize("operator", [NARROW], indirect=True)
 def test_an_operator_of_one_namespace_sees_no_other_and_misses_no_right(plane, operator):
     plane.apply(*(a_run("narrow", 1, where, launcher="Job") for where in (ELSEWHERE, WATCHED)))
-    plane.wait("a child", lambda: plane.children("narrow", WATCHED, "jobs"), 30, operator.log.read_text)
+    plane.wait("a child", lambda: plane.children("narrow", WATCHED, ("job",)), 30, operator.log.read_text)
     plane.wait("its status", lambda: plane.status("narrow", WATCHED).get("steps"), 10)
     assert plane.status("narrow", ELSEWHERE) == {"observedGeneration": -1}
     assert operator.stop() == 0
@@ -254,7 +253,7 @@ def test_its_pods_are_admitted_where_restricted_is_enforced(plane, installed):
         return dict(plane.get("deployment", WIDE, WIDE)["status"])
 
     def made() -> bool:
-        return bool(json.loads(plane.kubectl("get", "pods", "-n", WIDE, "-o", "json"))["items"])
+        return bool(plane.listed("pod", WIDE))
 
     plane.wait("Pods of the Deployment", made, 30, status)
     assert [c for c in status()["conditions"] if "Failure" in c["type"]] == []

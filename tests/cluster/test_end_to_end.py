@@ -158,7 +158,7 @@ def test_two_pods_train_one_target_together(node, small, launcher):
     found = succeeded(node, name, namespace)
     (child,) = [c for c in node.children(name, namespace) if c["metadata"]["labels"][naming.STAGE] == "fuse"]
     assert child["kind"] == launcher
-    pods = node.pods(namespace, f"{naming.CHILD}={child['metadata']['name']}")
+    pods = node.listed("pod", namespace, f"{naming.CHILD}={child['metadata']['name']}")
     assert len(pods) == 2
     assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
     made = plan(load(found), memory.read(found["status"]).pins)

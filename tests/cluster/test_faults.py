@@ -14,6 +14,7 @@ import pytest
 from fusechat.errors import FusechatError
 from fusechat.plan import plan
 from fusechat.spec import load
+from fusechat_operator import naming
 
 from tests.cluster.recorded import recorded
 from tests.cluster.stagehand import Act, a_run
@@ -29,10 +30,10 @@ def pod_at_work(plane, step, namespace):
     """The name of the newest Pod of a step, once it runs."""
 
     def found():
-        told = ("-l", f"fusechat.io/step={step}", "--field-selector=status.phase=Running", "-o", "name")
-        return plane.kubectl("get", "pods", "-n", namespace, *told).split()
+        pods = plane.listed("pod", namespace, f"{naming.STEP}={step}")
+        return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
 
-    return plane.wait(f"{step} runs", found)[0].removeprefix("pod/")
+    return plane.wait(f"{step} runs", found)[0]
 
 
 def kill_for_memory(plane, pod, namespace):

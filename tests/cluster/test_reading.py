@@ -182,7 +182,7 @@ def test_logs_of_a_step_whose_pods_are_gone_lie_in_the_store(plane, operator, na
     plane.until("quiet", namespace=namespace)
     there = ("quiet", "extract-s0", "-n", namespace)
     plane.kubectl("delete", "jobs,pytorchjobs", "--all", "-n", namespace)
-    plane.wait("its Pods are gone", lambda: not plane.children("quiet", namespace, "pods"))
+    plane.wait("its Pods are gone", lambda: not plane.children("quiet", namespace, ("pod",)))
     where = f"{plane.store.uri}/{plan(load(run)).step('extract-s0').address}/logs/"
     assert f"no Pod of extract-s0 is left; the logs of all its attempts lie under {where}" in fusechat(
         plane, "logs", *there

@@ -110,7 +110,8 @@ def test_a_run_that_this_cluster_cannot_run_is_stalled_and_nothing_runs(plane, s
     assert [word for word in words if word not in stalled["message"]] == []
     assert stalled["message"] == said(plane, name, namespace)
     assert plane.condition(name, "Succeeded", namespace)["status"] == "False"
-    plane.wait("no child is left", lambda: not plane.children(name, namespace, "jobs,pytorchjobs,services"))
+    kinds = ("job", "pytorchjob", "service")
+    plane.wait("no child is left", lambda: not plane.children(name, namespace, kinds))
     assert not pods.end().seen
     uid = plane.get("fusionrun", name, namespace)["metadata"]["uid"]
     record = plane.store.get_json(f"runs/{uid}.json") or {"steps": []}

@@ -98,8 +98,8 @@ def resumed(node: Node, namespace: str) -> int:
 
 def owner(node: Node, namespace: str) -> str:
     """The run whose training there is."""
-    found = node.kubectl("get", "pods", "-n", namespace, "-l", f"{naming.STAGE}=fuse", "-o", "json")
-    return str(next((p["metadata"]["labels"][naming.RUN] for p in json.loads(found)["items"]), ""))
+    found = node.listed("pod", namespace, f"{naming.STAGE}=fuse")
+    return str(next((p["metadata"]["labels"][naming.RUN] for p in found), ""))
 
 
 def test_a_training_saves_when_its_run_is_suspended_or_deleted_and_whoever_needs_it_goes_on_from_there(
@@ -177,7 +177,8 @@ def test_a_stage_without_enough_memory_stalls_the_run_with_a_sentence_and_is_not
     assert {name.split("-")[0] for name in failed} == {"extract"}
     for name in failed:
         assert lines[name]["tries"] == {"disruption": 0, "infrastructure": 0, "bug": 1}
-        assert len(node.pods(namespace, f"{naming.STEP}={name}")) == 1, "kept for a person, and the only one"
+        made = node.listed("pod", namespace, f"{naming.STEP}={name}")
+        assert len(made) == 1, "kept for a person, and the only one"
 
 
 def test_an_image_that_cannot_be_pulled_is_said_and_is_no_failure(node, spec):

@@ -5,7 +5,6 @@ Run by `make test-trainjob`; without the training operator, so that Auto comes t
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 
@@ -41,7 +40,7 @@ def plane(tmp_path_factory):
 
 
 def trainjob(plane, run, step, namespace):
-    listed = plane.children(run, namespace, "trainjobs")
+    listed = plane.children(run, namespace, ("trainjob",))
     return next((c for c in listed if c["metadata"]["labels"][naming.STEP] == step), None)
 
 
@@ -55,7 +54,7 @@ def wait_for_trainjob(plane, run, step, namespace):
 
 def pods_of(plane, child, namespace):
     selector = f"{naming.CHILD}={child['metadata']['name']}"
-    return json.loads(plane.kubectl("get", "pods", "-n", namespace, "-l", selector, "-o", "json"))["items"]
+    return plane.listed("pod", namespace, selector)
 
 
 def test_auto_takes_trainjobs_where_only_trainer_is_installed(plane, operator, namespace):
@@ -64,7 +63,7 @@ def test_auto_takes_trainjobs_where_only_trainer_is_installed(plane, operator, n
     status = plane.until("auto", namespace=namespace)
     assert status["launcher"] == "TrainJob (Auto: the first that is installed)"
     assert {line["state"] for line in status["steps"]} == {"Succeeded"}
-    children = plane.children("auto", namespace, "trainjobs")
+    children = plane.children("auto", namespace, ("trainjob",))
     assert {c["metadata"]["labels"][naming.STEP] for c in children} == {"fuse-s0", "fuse-s1"}
     for child in children:
         assert "Complete" in {c["type"] for c in child["status"]["conditions"] if c["status"] == "True"}
@@ -199,7 +198,7 @@ def test_finished_trainjobs_go_after_their_time_also_while_the_run_goes_on(plane
     assert plane.step("tidy", "fuse-s1", namespace)["state"] == "Running"
     status = plane.until("tidy", namespace=namespace)
     assert not [line for line in status["steps"] if line.get("tries")]
-    plane.wait("all are gone", lambda: not plane.children("tidy", namespace, "trainjobs,jobs"), 100)
+    plane.wait("all are gone", lambda: not plane.children("tidy", namespace, ("trainjob", "job")), 100)
     time.sleep(3)
     assert plane.condition("tidy", "Succeeded", namespace)["status"] == "True"
 

@@ -33,8 +33,8 @@ def test_two_pods_of_a_trainjob_train_one_target_together(node, tmp_path):
     apply(node, "two", namespace, two)
     found = succeeded(node, "two", namespace)
     assert found["status"]["launcher"] == "TrainJob (Auto: the first that is installed)"
-    (child,) = node.children("two", namespace, "trainjobs")
-    pods = node.pods(namespace, f"{naming.CHILD}={child['metadata']['name']}")
+    (child,) = node.children("two", namespace, ("trainjob",))
+    pods = node.listed("pod", namespace, f"{naming.CHILD}={child['metadata']['name']}")
     assert len(pods) == 2
     assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
     made = plan(load(found), memory.read(found["status"]).pins)
