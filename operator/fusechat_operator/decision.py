@@ -12,10 +12,10 @@ from typing import Any
 
 from fusechat_operator import naming
 from fusechat_operator.children import Child
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.facts import Ask
 from fusechat_operator.memory import Line, Memory
 from fusechat_operator.scan_lines import Scan
-from fusechat_operator.status import Verdict
 from fusechat_operator.tally import NOTHING, Tally
 
 

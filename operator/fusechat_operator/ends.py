@@ -17,13 +17,13 @@ from fusechat.spec import seconds
 from fusechat_operator import jobs, status
 from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import UNKNOWN, Artifact
 from fusechat_operator.memory import Line
 from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS, Pass
 from fusechat_operator.scan import Scanner
 from fusechat_operator.scan_lines import Scan
-from fusechat_operator.status import Verdict
 
 
 class Ends(Pass):

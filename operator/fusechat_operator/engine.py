@@ -14,11 +14,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fusechat_operator import memory, naming, own_store, probes, status
+from fusechat_operator import conditions, memory, naming, own_store
 from fusechat_operator.agenda import Agenda
+from fusechat_operator.answers import Answers
 from fusechat_operator.artifacts import Artifacts
 from fusechat_operator.children import Child
 from fusechat_operator.cluster import ApiRefusal, Cluster
+from fusechat_operator.conditions import Verdict, timestamp
 from fusechat_operator.decision import Decision, Event, event_object
 from fusechat_operator.facts import Ask, Trouble
 from fusechat_operator.metrics import Metrics
@@ -28,7 +30,6 @@ from fusechat_operator.own_store import STORE_ASKS, WAITING, OwnStore
 from fusechat_operator.reconcile import reconcile
 from fusechat_operator.rest import rests
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import Verdict, timestamp
 from fusechat_operator.tally import state
 from fusechat_operator.waiters import Refusals, Waiters
 
@@ -60,7 +61,7 @@ class Engine:
         self.agenda = Agenda()
         self.waiters = Waiters()
         self._refusals = Refusals()
-        self._progress: dict[str, tuple[float, Any]] = {}
+        self._answers = Answers(cluster, artifacts, self._refusals, settings.poll_seconds)
         self._wrote: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._own: OrderedDict[Key, OwnStore] = OrderedDict()
@@ -173,47 +174,9 @@ class Engine:
         return own.again
 
     async def _answer(self, key: Key, ask: Ask, facts: Mapping[Ask, Any], own: OwnStore | None) -> Any:
-        namespace = key[0]
         if own and ask.what in STORE_ASKS:
             return own.answer(ask, facts)
-        match ask.what:
-            case "artifact" | "sink":
-                return await self.artifacts.artifact(ask.key)
-            case "hit":
-                return await self.artifacts.hit(ask.key)
-            case "metrics":
-                return await self.artifacts.metrics(ask.key)
-            case "warning":
-                return await self.cluster.warning(namespace, ask.key)
-            case "attempts":
-                return await self.artifacts.attempts(ask.key)
-            case "progress":
-                return await self._progress_of(ask.key)
-            case "child":
-                return await self.cluster.child(namespace, ask.key)
-            case "own":
-                listed = await self.cluster.own(namespace, ask.key)
-                return [child for child in listed if not probes.is_probe(child)]
-            case "pods":
-                return await self.cluster.pods(namespace, ask.key)
-            case "workload":
-                return await self.cluster.workload(namespace, ask.key)
-            case "launchers":
-                return await self.cluster.kinds()
-            case "refusal":
-                return self._refusals.of((namespace, ask.key))
-
-    async def _progress_of(self, address: str) -> Any:
-        at, known = self._progress.get(address, (-1e9, None))
-        if time.monotonic() - at < self.settings.poll_seconds:
-            return known
-        found = await self.artifacts.progress(address)
-        if isinstance(found, Trouble):
-            found = known
-        if len(self._progress) > 20_000:
-            self._progress.clear()
-        self._progress[address] = (time.monotonic(), found)
-        return found
+        return await self._answers.to(ask, key[0])
 
     # carrying out
 
@@ -262,7 +225,7 @@ class Engine:
         """What the store or the cluster does not take is not carried out; the status says why."""
         log.warning("%s/%s: %s", *key, sentence)
         verdict = Verdict("Stuck", reason, sentence)
-        made = status.held(found, memory.read(found.get("status", {})), verdict, time.time())
+        made = conditions.held(found, memory.read(found.get("status", {})), verdict, time.time())
         await self._write(key, found, Decision(status=made))
         return STORE_PAUSE_SECONDS
 

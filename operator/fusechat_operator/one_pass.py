@@ -13,9 +13,10 @@ from fusechat.pins import origins, user_pins
 from fusechat.plan import Plan, Step
 from fusechat.spec import seconds
 
-from fusechat_operator import jobs, naming, status
+from fusechat_operator import conditions, jobs, naming, status
 from fusechat_operator.children import Child
 from fusechat_operator.children import seconds as epoch
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.decision import Decision, Event, events
 from fusechat_operator.facts import Look
 from fusechat_operator.fit import fit
@@ -23,7 +24,7 @@ from fusechat_operator.memory import Line
 from fusechat_operator.once import Once
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import Extras, Verdict
+from fusechat_operator.status import Extras
 from fusechat_operator.tally import tally
 
 STORE_PAUSE_SECONDS = 15.0
@@ -105,12 +106,12 @@ class Pass:
         if self.run.spec.suspend:
             verdict = Verdict("Suspended", "Suspended", f"suspended by spec.suspend; {sentence}")
         if verdict.state == "Stuck":
-            held = status.held(self.found, self.before, verdict, self.now)
+            held = conditions.held(self.found, self.before, verdict, self.now)
             return Decision(stop=tuple(self.stop), status=held, again=STORE_PAUSE_SECONDS)
         made = {
             **self.found.get("status", {}),
             "observedGeneration": self.generation,
-            "conditions": status.conditions(
+            "conditions": conditions.of(
                 self.before, verdict, self.generation, self.extras.unpinned, self.now
             ),
         }

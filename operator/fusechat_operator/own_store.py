@@ -16,15 +16,15 @@ from typing import Any
 from fusechat import inquiry
 from fusechat.inquiry import Question
 
-from fusechat_operator import naming, probes, status
+from fusechat_operator import conditions, naming, probes
 from fusechat_operator.children import Child, stuck
 from fusechat_operator.cluster import ApiRefusal, Cluster
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.decision import Decision
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.once import Once
 from fusechat_operator.probes import Probe
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import Verdict
 from fusechat_operator.workloads import given_up, waiting
 
 SETTLE_SECONDS = 8.0
@@ -189,7 +189,7 @@ class OwnStore:
             if before.conditions.get("Ready"):
                 return None
             verdict = Verdict("Running", "Progressing", "asking the run's own store what it has")
-        return status.held(self.found, before, verdict, now)
+        return conditions.held(self.found, before, verdict, now)
 
     @property
     def again(self) -> float:

@@ -13,9 +13,10 @@ from typing import Any
 from fusechat.plan import Plan, Step, resolve_step
 from fusechat.progress import State, decide, gates_of
 
-from fusechat_operator import jobs, leftovers, rest, status
+from fusechat_operator import conditions, jobs, leftovers, rest, status
 from fusechat_operator.begins import Begins
 from fusechat_operator.children import Child
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.decision import Decision, Event
 from fusechat_operator.facts import UNKNOWN, Artifact, Ask, Look
 from fusechat_operator.fit import fit
@@ -25,7 +26,6 @@ from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS, STORE_PAUSE_SECOND
 from fusechat_operator.scan import Scanner
 from fusechat_operator.scan_lines import Scan
 from fusechat_operator.settings import Settings
-from fusechat_operator.status import Verdict
 
 UNLIMITED = 1 << 20
 
@@ -73,7 +73,7 @@ def _refused(found: Mapping[str, Any], known: Memory, sentence: str, look: Look,
         if own is UNKNOWN:
             return Decision(asks=frozenset(look.asks))
         stop = tuple(child for child in own if not status.finished(child) and not child.terminating)
-    made = status.refusal(found, known, "InvalidSpec", sentence, now)
+    made = conditions.refusal(found, known, "InvalidSpec", sentence, now)
     event = Event("Warning", "InvalidSpec", sentence)
     return Decision(stop=stop, status=made, events=(event,) if not known.true("Stalled") else ())
 

@@ -1,4 +1,4 @@
-"""Status people and programs can read: lines, conditions as kstatus wants them, one sentence. Pure.
+"""Status people and programs can read: lines, details, results, and the conditions beside them. Pure.
 
 Called by reconcile at the end of every pass. The sentence of Ready says what happens or what is stuck.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeGuard
 
 from fusechat.pace import rate
 from fusechat.plan import Plan, Step
 
-from fusechat_operator import jobs
+from fusechat_operator import conditions, jobs
 from fusechat_operator.children import Child
+from fusechat_operator.conditions import Verdict, timestamp
 from fusechat_operator.fit import fit
 from fusechat_operator.memory import Line, Memory, line_json
-from fusechat_operator.rest import RECONSIDERED
 from fusechat_operator.scan_lines import Scan
 
 MOST_DETAILS = 20
@@ -26,15 +26,6 @@ KEY_METRICS = 8
 MOST_SCORES = 40
 MANY_STEPS = 200
 """Beyond these the status says less, and `runs/<uid>.json` in the store all: etcd is no place for it."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How the run stands. `state`: Running, Suspended, Stuck (waiting helps), Stalled or Succeeded."""
-
-    state: str
-    reason: str
-    message: str
 
 
 @dataclass
@@ -48,11 +39,6 @@ class Extras:
     report: str | None = None
     launcher: str = ""
     unpinned: Sequence[str] = ()
-
-
-def timestamp(now: float) -> str:
-    """Seconds since 1970 as Kubernetes writes them."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def render(
@@ -76,7 +62,7 @@ def render(
     old = {key: work.object.get("status", {}).get(key) for key in (*results, "finished")}
     made: dict[str, Any] = {
         "observedGeneration": generation(work),
-        "conditions": conditions(memory, verdict, generation(work), extras.unpinned, now),
+        "conditions": conditions.of(memory, verdict, generation(work), extras.unpinned, now),
         "stage": ", ".join(dict.fromkeys(step.stage for step in active))[:64] or None,
         "progress": f"{done}/{len(counted)}",
         "cached": f"{cached}/{len(counted)}",
@@ -98,87 +84,6 @@ def render(
 
 def generation(work: jobs.Work) -> int:
     return int(work.object["metadata"].get("generation", 1))
-
-
-def refusal(
-    found: Mapping[str, Any], memory: Memory, reason: str, message: str, now: float
-) -> dict[str, Any]:
-    """The status of a run that cannot be planned: what it had, Stalled, and why."""
-    at = int(found["metadata"].get("generation", 1))
-    verdict = Verdict("Stalled", reason, message)
-    told = conditions(memory, verdict, at, None, now, found["spec"].get("suspend") is True)
-    return fit({**found.get("status", {}), "observedGeneration": at, "conditions": told})
-
-
-def held(found: Mapping[str, Any], memory: Memory, verdict: Verdict, now: float) -> dict[str, Any]:
-    """The status of a run of which nothing can be decided, or nothing carried out: what it had, and why.
-
-    Of a run that has ended only Ready is touched: how it ended is what its next decision begins with.
-    """
-    at, told = int(found["metadata"].get("generation", 1)), found.get("status", {})
-    made = conditions(memory, verdict, at, None, now, found["spec"].get("suspend") is True)
-    outcome = memory.conditions.get("Succeeded", {})
-    if outcome.get("status") in ("True", "False") and outcome.get("reason") not in RECONSIDERED:
-        ready = next(condition for condition in made if condition["type"] == "Ready")
-        made = [ready if c["type"] == "Ready" else c for c in told["conditions"]]
-        return fit({**told, "conditions": made})
-    return fit({**told, "observedGeneration": at, "conditions": made})
-
-
-def conditions(
-    memory: Memory,
-    verdict: Verdict,
-    at: int,
-    unpinned: Sequence[str] | None,
-    now: float,
-    suspended: bool = False,
-) -> list[dict[str, Any]]:
-    """Ready, Succeeded and Reproducible always; Reconciling and Stalled while true, Suspended once it was.
-
-    `unpinned` None: the spec cannot be read, and whether it is reproducible stays as it was said.
-    `suspended`: the spec says so, and what has to be said of it is something else just now.
-    """
-    going, stalled = verdict.state in ("Running", "Stuck", "Suspended"), verdict.state == "Stalled"
-    succeeded = verdict.state == "Succeeded"
-    wanted = {"Ready": ("True" if succeeded else "False", verdict.reason, verdict.message)}
-    if going:
-        wanted["Reconciling"] = ("True", verdict.reason, verdict.message)
-    if stalled:
-        wanted["Stalled"] = ("True", verdict.reason, verdict.message)
-    outcome = "True" if succeeded else "False" if stalled else "Unknown"
-    wanted["Succeeded"] = (outcome, verdict.reason, verdict.message)
-    if verdict.state == "Suspended":
-        wanted["Suspended"] = ("True", verdict.reason, verdict.message)
-    elif suspended and memory.true("Suspended"):
-        wanted["Suspended"] = ("True", "Suspended", "suspended by spec.suspend")
-    elif "Suspended" in memory.conditions:  # says since when the run goes on, from which its deadline counts
-        wanted["Suspended"] = ("False", "Resumed", "it went on")
-    if unpinned is None:
-        before = memory.conditions.get("Reproducible", {})
-        if before:
-            wanted["Reproducible"] = (before["status"], before["reason"], before.get("message", ""))
-    elif unpinned:
-        names = ", ".join(unpinned)
-        told = f"not pinned by the spec: {names}; status.plan.pins has them"
-        wanted["Reproducible"] = ("False", "NotPinned", told)
-    else:
-        wanted["Reproducible"] = ("True", "Pinned", "every model and dataset is pinned by the spec")
-    return [_condition(memory, kind, *facts, at, now) for kind, facts in wanted.items()]
-
-
-def _condition(
-    memory: Memory, kind: str, value: str, reason: str, message: str, at: int, now: float
-) -> dict[str, Any]:
-    before = memory.conditions.get(kind, {})
-    since = before.get("lastTransitionTime") if before.get("status") == value else None
-    return {
-        "type": kind,
-        "status": value,
-        "reason": reason,
-        "message": message[:4096],
-        "observedGeneration": at,
-        "lastTransitionTime": since or timestamp(now),
-    }
 
 
 def _details(work: jobs.Work, memory: Memory, scan: Scan, extras: Extras, now: float) -> list[dict[str, Any]]:

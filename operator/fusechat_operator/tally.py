@@ -11,9 +11,9 @@ from typing import Any
 
 from fusechat.plan import Plan
 
+from fusechat_operator.conditions import Verdict
 from fusechat_operator.memory import Line, Memory
 from fusechat_operator.scan_lines import Scan
-from fusechat_operator.status import Verdict
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from fusechat import inquiry
 from fusechat.store import InputRef, Manifest, Store
 from fusechat_operator import engine as engine_module
 from fusechat_operator import own_store
+from fusechat_operator.conditions import timestamp
 from fusechat_operator.engine import Engine
-from fusechat_operator.status import timestamp
 from fusechat_stages import probe
 
 from tests.unit.operator.edges import KEY

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fusechat_operator import answers, waiters
 from fusechat_operator import engine as module
-from fusechat_operator import waiters
 from fusechat_operator.children import Child
 from fusechat_operator.cluster import ApiRefusal
 from fusechat_operator.engine import Engine
@@ -134,7 +134,7 @@ def an_engine(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Ed
         return world.now
 
     clock = SimpleNamespace(time=now, monotonic=now, perf_counter=now)
-    for each in (module, waiters):
+    for each in (module, answers, waiters):
         monkeypatch.setattr(each, "time", clock)
     made = Engine(edges, edges, world.settings)  # type: ignore[arg-type]
     return made, edges

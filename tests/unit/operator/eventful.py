@@ -11,8 +11,8 @@ from typing import Any
 
 from fusechat_operator import naming
 from fusechat_operator.children import Child, child
+from fusechat_operator.conditions import timestamp
 from fusechat_operator.rest import rests
-from fusechat_operator.status import timestamp
 from fusechat_operator.waiters import Waiters
 from fusechat_operator.workloads import Queued
 

@@ -9,7 +9,7 @@ from typing import Any
 from fusechat import inquiry
 from fusechat_operator import naming
 from fusechat_operator.children import Child, child, pod
-from fusechat_operator.status import timestamp
+from fusechat_operator.conditions import timestamp
 
 from tests.unit.operator.edges import Edges
 from tests.unit.operator.runs import Object

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from fusechat import inquiry
+from fusechat_operator import answers, own_store, waiters
 from fusechat_operator import engine as engine_module
-from fusechat_operator import own_store, waiters
+from fusechat_operator.conditions import timestamp
 from fusechat_operator.engine import Engine
-from fusechat_operator.status import timestamp
 
 from tests.unit.operator.edges import KEY
 from tests.unit.operator.probed import Probed
@@ -78,6 +78,6 @@ def with_slow_store(world: World, patch: pytest.MonkeyPatch, slow: float = 0.0) 
         return world.now
 
     edges = SlowStore(world, slow)
-    for module in (engine_module, own_store, waiters):
+    for module in (engine_module, answers, own_store, waiters):
         patch.setattr(module, "time", SimpleNamespace(time=now, monotonic=now, perf_counter=now))
     return Engine(edges, edges, world.settings), edges  # type: ignore[arg-type]

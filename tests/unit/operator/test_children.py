@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fusechat_operator import naming
 from fusechat_operator.children import child, failed_pods, pod, summary
-from fusechat_operator.status import timestamp
+from fusechat_operator.conditions import timestamp
 
 AT = 1_800_000_000.0
 NOW = timestamp(AT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from fusechat_operator.status import timestamp
+from fusechat_operator.conditions import timestamp
 
 from tests.unit.operator.acts import evicted, fails, finish, nothing, publish
 from tests.unit.operator.runs import a_run

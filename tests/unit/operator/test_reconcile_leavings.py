@@ -8,8 +8,8 @@ import pytest
 from fusechat import plan as planning
 from fusechat_operator import begins, naming
 from fusechat_operator.children import child
+from fusechat_operator.conditions import timestamp
 from fusechat_operator.rest import rests
-from fusechat_operator.status import timestamp
 from fusechat_operator.workloads import Queued
 
 from tests.unit.operator.acts import fails, finish, nothing, step_of

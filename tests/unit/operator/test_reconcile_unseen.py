@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fusechat_operator.status import timestamp
+from fusechat_operator.conditions import timestamp
 
 from tests.unit.operator.acts import fails, nothing
 from tests.unit.operator.runs import a_run

@@ -14,9 +14,9 @@ from typing import Any
 from fusechat.launch import Launch
 from fusechat_operator import naming
 from fusechat_operator.children import Child, child, pod
+from fusechat_operator.conditions import timestamp
 from fusechat_operator.facts import Artifact, Ask, Trouble
 from fusechat_operator.one_pass import REFUSAL_PAUSE_SECONDS
-from fusechat_operator.status import timestamp
 from fusechat_operator.workloads import UNSEEN, Queued
 
 from tests.unit.operator.acts import CONTAINERS, step_of, told
