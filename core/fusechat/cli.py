@@ -1,4 +1,4 @@
-"""`fusechat plan | run | status | logs | retry | gc`: a FusionRun on a machine with no cluster.
+"""`fusechat plan | run | status | logs | get | retry | gc`: a FusionRun on a machine with no cluster.
 
 The console script. Each command is a few lines over plan, local and store; a cluster's commands come from the
 operator package by entry point (`fusechat.commands`). The exit code and the last line say what happened.
@@ -7,7 +7,6 @@ operator package by entry point (`fusechat.commands`). The exit code and the las
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--offline", action="store_true", help="ask no store: pins, addresses, nothing of the cache"
     )
     plan.add_argument("--gpu", default="A100", help="the GPU that the estimate is for: A100, H100, L40S, ...")
+    _add_get(commands)
     gc = commands.add_parser(
         "gc", help="delete artifacts that no run names and that are older than some days"
     )
@@ -107,6 +107,20 @@ def _add(commands: Any, name: str, command: Callable[[Any], int], text: str) -> 
     _store_options(parser)
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_get(commands: Any) -> None:
+    text = "bring the fused model, or what another step made, into a folder"
+    get = commands.add_parser("get", help=text, description=text)
+    get.add_argument(
+        "what", metavar="WHAT", help="a FusionRun in YAML that was run here, or s3://BUCKET/PREFIX/STAGE/HASH"
+    )
+    get.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="made if it is not there")
+    get.add_argument(
+        "--step", help="name as in `fusechat plan` (default: the step that makes the fused model)"
+    )
+    _store_options(get)
+    get.set_defaults(command=get_command)
 
 
 def gc_options(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +177,7 @@ def _run(told: argparse.Namespace, forget: Sequence[str]) -> int:
     with _store(told, run) as (store, server, environment), outcome.screen(told.quiet) as screen:
         settings = local.default_settings(told.home, told.slots, told.threads, environment)
         ended = local.Runner(run, store, settings, screen, server, frozenset(forget)).run()
-        outcome.save(told.home, run, ended)
+        outcome.save(told.home, run, ended, None if server else store.uri)
         screen.close()
         return outcome.tell(run, store, ended, told.home)
 
@@ -186,6 +200,27 @@ def logs_command(told: argparse.Namespace) -> int:
         raise UsageError(f"no log of a step {told.step!r} of {run.metadata.name}; there are: {known}")
     for path in found:
         sys.stdout.write(path.read_text(errors="replace"))
+    return 0
+
+
+def get_command(told: argparse.Namespace) -> int:
+    """`fusechat get`."""
+    from fusechat import get
+
+    run = None
+    if told.what.startswith("s3://"):
+        if told.step or told.store:
+            raise UsageError("a URI names the store and the step; leave --store and --step out")
+        told.store, address = get.split(told.what)
+        if _is_ours(told.home, told.store):
+            told.store = None
+    else:
+        run = _load(told.what)
+        at, address = get.recorded(told.home, run.metadata.name, told.step)
+        told.store = told.store or at
+    with _store(told, run) as (store, _, _environment):
+        for line in get.get(store, address, told.to):
+            print(line, flush=True)
     return 0
 
 
@@ -233,9 +268,12 @@ def _store(told: argparse.Namespace, run: FusionRun | None) -> Iterator[tuple[An
         yield Store(server.uri), server, environment
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, or None if it is not there."""
-    return json.loads(path.read_text()) if path.exists() else None
+def _is_ours(home: Path, uri: str) -> bool:
+    """Whether the URI is what `fusechat run` prints of its own server, which no variable names."""
+    from fusechat.s3server import LocalS3
+
+    ours = LocalS3(home / "s3")
+    return ours.folder.is_dir() and uri.rstrip("/") == ours.uri.rstrip("/")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ def screen(quiet: bool) -> Iterator[Screen]:
         yield shown
 
 
-def save(home: Path, run: FusionRun, ended: Outcome) -> None:
-    """Write the record of the run."""
+def save(home: Path, run: FusionRun, ended: Outcome, store: str | None) -> None:
+    """Write the record of the run; `store` is the URI of its store, None of the home folder's own."""
     folder = home / "runs" / run.metadata.name
     folder.mkdir(parents=True, exist_ok=True)
-    record = {**(ended.record or {}), "exitCode": ended.exit_code, "message": ended.message}
+    record = {**(ended.record or {}), "store": store, "exitCode": ended.exit_code, "message": ended.message}
     partial = folder / "run.json.partial"
     partial.write_text(json.dumps(record, indent=1))
     partial.replace(folder / "run.json")
@@ -46,6 +46,8 @@ def tell(run: FusionRun, store: Store, ended: Outcome, home: Path) -> int:
             (s.address for s in ended.plan.sinks() if s.subject and s.stage in ("merge", "fuse")), None
         )
         print(f"\nmodel   {store.uri.rstrip(chr(47))}/{where}" if where else "")
+        if where:
+            print("        into a folder: fusechat get FILE --to FOLDER")
         print(f"report  {ended.report}" if ended.report else "report  (not made)")
         cached = sum(o.state is State.CACHED for o in ended.observed.values())
         computed = sum(o.state is State.DONE for o in ended.observed.values())

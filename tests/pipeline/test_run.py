@@ -1,6 +1,7 @@
 """The whole fusion on one machine, as a person runs it: all stages, cached again, edited, twice at once."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,12 @@ def test_the_fused_model_loads_and_is_the_merge_of_the_targets(first, models, tm
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM
 
-    home, _ = first
-    merged = next(m for m in home.manifests().values() if m.stage == "merge")
-    with home.store() as store:
-        for entry in merged.files:
-            store.download(entry, tmp_path / entry.name)
+    home, ended = first
+    got = home.fusechat("get", models / "run.yaml", "--to", tmp_path)
+    assert got.code == 0, got.out
+    (uri,) = re.findall(r"^model +(s3://\S+)$", ended.out, re.MULTILINE)
+    again = home.fusechat("get", uri, "--to", tmp_path)
+    assert (again.code, again.last) == (0, got.last)
     AutoModelForCausalLM.from_pretrained(tmp_path)
     base = load_file(models / "pivot" / "model.safetensors")
     shards = sorted(tmp_path.glob("*.safetensors"))
